@@ -1,0 +1,142 @@
+// Package datapath holds values that describe kernel objects, wanted and seen, and the
+// ordered difference between two such descriptions.
+//
+// It is pure: the kernel itself is in datapath/kernel. A Config is the whole wanted state of
+// one node; setting the same Config twice changes nothing.
+package datapath
+
+import (
+	"net"
+	"net/netip"
+)
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string               { return net.HardwareAddr(m[:]).String() }
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// NS names a network namespace. The zero value is the one that the daemon runs in: the
+// host's, which holds the underlay.
+type NS struct {
+	Path  string // such as /run/netns/heddle-4f1c… or /proc/812/ns/net
+	Inode uint64 // the inode it must have, for a namespace that others made; 0 where heddle made it
+}
+
+// Owner is what an object is there for: a network's or an endpoint's ID. It is in the
+// object's mark in the kernel ("heddle:OWNER"), and errors are reported by it.
+type Owner string
+
+// Config is everything wanted from the kernel. Order means nothing; keys are unique.
+type Config struct {
+	Namespaces []Namespace
+	Links      []Link
+	Addresses  []Address
+	Neighbors  []Neighbor
+	FDB        []FDBEntry
+	Filter     Filter
+}
+
+// Namespace is a namespace that heddle makes, marks and removes: /run/netns/NAME. Loopback
+// is up in it, forwarding is off, and what br_netfilter would do to bridged frames is off.
+type Namespace struct {
+	Name  string
+	Owner Owner
+}
+
+// NS is how links name the namespace.
+func (n Namespace) NS() NS { return NS{Path: "/run/netns/" + n.Name} }
+
+// Kind is the kind of a link.
+type Kind string
+
+const (
+	Bridge Kind = "bridge"
+	VXLAN  Kind = "vxlan"
+	Veth   Kind = "veth" // with its far end, which is made by the same request
+)
+
+// Link is a network device that heddle makes in place: never created elsewhere and moved.
+// Key: (NS, Name).
+type Link struct {
+	NS     NS
+	Name   string
+	Owner  Owner
+	Kind   Kind
+	MAC    MAC
+	MTU    int
+	Master string    // the bridge in the same namespace that it is a port of; "" is none
+	Port   PortFlags // of a bridge port
+	VXLAN  VXLANAttr // Kind VXLAN
+	Peer   Peer      // Kind Veth: the far end
+}
+
+// VXLANAttr are the attributes of a VXLAN device (RFC 7348). Its underlay is the daemon's
+// namespace; learning is always off.
+type VXLANAttr struct {
+	VNI   uint32
+	Port  uint16     // UDP
+	Local netip.Addr // outer source address
+}
+
+// Peer is the far end of a veth, in the workload's namespace. A link of that name that is
+// not ours is an error, never changed.
+type Peer struct {
+	NS    NS
+	Name  string
+	MAC   MAC
+	MTU   int
+	Owner Owner
+}
+
+// PortFlags are the flags of a bridge port (bridge(8)). Learning is always off.
+type PortFlags struct {
+	Flood            bool // unknown unicast goes out here
+	BroadcastFlood   bool
+	MulticastFlood   bool
+	NeighborSuppress bool // answer ARP and ND for what lies behind this port
+}
+
+// Address is an address on a link, without duplicate address detection: leases exclude
+// duplicates. Key: (NS, Link, Prefix).
+type Address struct {
+	NS     NS
+	Link   string
+	Prefix netip.Prefix
+	Owner  Owner
+}
+
+// Neighbor is a permanent neighbour entry. Key: (NS, Link, IP).
+type Neighbor struct {
+	NS    NS
+	Link  string
+	IP    netip.Addr
+	MAC   MAC
+	Owner Owner
+}
+
+// FDBEntry is a static forwarding entry. With a VTEP it stands in the VXLAN device (self,
+// permanent) and in its bridge (master, static), written by one request; without one it
+// says which local port has the MAC (master, static). Key: (NS, Link, MAC).
+type FDBEntry struct {
+	NS    NS
+	Link  string
+	MAC   MAC
+	VTEP  netip.Addr // zero for a local port
+	Owner Owner
+}
+
+// Filter is the host's allow-set: VXLAN frames to Port with a VNI of MinVNI or more are
+// let in, and not tracked, when (outer source, VNI) is in Allowed; others with such a VNI
+// are dropped and counted. Frames with a lower VNI are not judged. Port 0 wants no table.
+type Filter struct {
+	Port    uint16
+	MinVNI  uint32
+	Allowed []Allow
+}
+
+// Allow is one member of the allow-set.
+type Allow struct {
+	Source netip.Addr
+	VNI    uint32
+}

@@ -1,0 +1,133 @@
+package overlay
+
+import (
+	"maps"
+	"slices"
+)
+
+// Facts are what the managers have agreed on, as one node may see it, at one revision:
+// every node row and removal, and the rows and leases of the networks in which this node
+// has a lease. A Facts value is never changed after it was published; Delta.Apply makes a
+// new one.
+type Facts struct {
+	V        int    `json:"v"`
+	Revision uint64 `json:"revision"` // Raft index of the newest change in it
+	Place
+	Params     Params                          `json:"params"`
+	CA         []byte                          `json:"ca"` // the CA's certificate, DER
+	CAKey      []byte                          `json:"caKey"`
+	Ring       []RingKey                       `json:"ring"`
+	GossipKeys [][]byte                        `json:"gossipKeys"` // AES-256; the first encrypts, all decrypt
+	Nodes      map[NodeID]Node                 `json:"nodes"`
+	Removals   map[NodeID]Signed               `json:"removals"`
+	Networks   map[NetworkID]Network           `json:"networks"`
+	Leases     map[NetworkID]map[NodeID]Signed `json:"leases"`
+}
+
+// Delta is the difference between two Facts. Rows replace rows of the same key; Gone lists
+// take rows away.
+type Delta struct {
+	V          int               `json:"v"`
+	Revision   uint64            `json:"revision"`
+	Full       *Facts            `json:"full,omitempty"` // the whole state instead of a difference
+	Ring       []RingKey         `json:"ring,omitempty"`
+	GossipKeys [][]byte          `json:"gossipKeys,omitempty"`
+	Nodes      []Node            `json:"nodes,omitempty"`
+	Removals   map[NodeID]Signed `json:"removals,omitempty"`
+	Networks   []Network         `json:"networks,omitempty"`
+	Leases     []LeaseRow        `json:"leases,omitempty"`
+	GoneNodes  []NodeID          `json:"goneNodes,omitempty"`
+	GoneNets   []NetworkID       `json:"goneNetworks,omitempty"` // with all their leases
+	GoneLeases []LeaseRow        `json:"goneLeases,omitempty"`   // Signed is empty
+}
+
+// LeaseRow is a signed lease with the key it is stored under.
+type LeaseRow struct {
+	Network NetworkID `json:"network"`
+	Node    NodeID    `json:"node"`
+	Lease   Signed    `json:"lease,omitzero"`
+}
+
+// Apply makes the Facts that follow f. Applying a delta twice is harmless.
+func (d Delta) Apply(f *Facts) *Facts {
+	if d.Full != nil {
+		return d.Full
+	}
+	n := *f
+	n.Revision = d.Revision
+	if d.Ring != nil {
+		n.Ring = d.Ring
+	}
+	if d.GossipKeys != nil {
+		n.GossipKeys = d.GossipKeys
+	}
+	if len(d.Nodes)+len(d.GoneNodes) > 0 {
+		n.Nodes = cloned(f.Nodes)
+		for _, row := range d.Nodes {
+			n.Nodes[row.ID] = row
+		}
+		for _, id := range d.GoneNodes {
+			delete(n.Nodes, id)
+		}
+	}
+	if len(d.Removals) > 0 {
+		n.Removals = cloned(f.Removals)
+		maps.Copy(n.Removals, d.Removals)
+	}
+	if len(d.Networks)+len(d.GoneNets) > 0 {
+		n.Networks = cloned(f.Networks)
+		for _, row := range d.Networks {
+			n.Networks[row.ID] = row
+		}
+	}
+	if len(d.Leases)+len(d.GoneLeases)+len(d.GoneNets) > 0 {
+		n.Leases = cloned(f.Leases)
+	}
+	for _, row := range d.Leases {
+		m := cloned(n.Leases[row.Network])
+		m[row.Node] = row.Lease
+		n.Leases[row.Network] = m
+	}
+	for _, row := range d.GoneLeases {
+		m := cloned(n.Leases[row.Network])
+		delete(m, row.Node)
+		n.Leases[row.Network] = m
+	}
+	for _, id := range d.GoneNets {
+		delete(n.Networks, id)
+		delete(n.Leases, id)
+	}
+	return &n
+}
+
+func cloned[K comparable, V any](m map[K]V) map[K]V {
+	if m == nil {
+		return map[K]V{}
+	}
+	return maps.Clone(m)
+}
+
+// Trust is what the facts let this node check.
+func (f *Facts) Trust() Trust {
+	t := Trust{Place: f.Place, CA: f.CAKey, Ring: f.Ring, Removed: make(map[NodeID]bool, len(f.Removals))}
+	for id := range f.Removals {
+		t.Removed[id] = true
+	}
+	return t
+}
+
+// Participants are the nodes with a lease in the network, sorted.
+func (f *Facts) Participants(id NetworkID) []NodeID {
+	return slices.Sorted(maps.Keys(f.Leases[id]))
+}
+
+// Managers are the nodes with the manager role, sorted by ID.
+func (f *Facts) Managers() []Node {
+	var out []Node
+	for _, id := range slices.Sorted(maps.Keys(f.Nodes)) {
+		if f.Nodes[id].Role == Manager {
+			out = append(out, f.Nodes[id])
+		}
+	}
+	return out
+}
