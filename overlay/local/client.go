@@ -1,0 +1,188 @@
+// Package local is a node's own API: HTTP with JSON on a unix socket, the one way in for
+// the CLI and for plugins. What concerns the cluster is passed on to a manager.
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/wire"
+)
+
+// DefaultSocket is where the daemon listens unless it is told otherwise.
+const DefaultSocket = "/run/heddle/heddle.sock"
+
+// Client speaks to a daemon. It is safe for concurrent use.
+type Client struct {
+	socket string
+	http   http.Client
+
+	// Waiting is told what a long operation waits for, once for each thing. It may be nil.
+	Waiting func(what string)
+}
+
+// NewClient makes a client of the daemon at a unix socket. It does not connect.
+func NewClient(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	return c
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var b bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&b).Encode(body); err != nil {
+			return nil, overlay.Errorf(overlay.Internal, "encode the request: %w", err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://heddle"+path, &b)
+	if err != nil {
+		return nil, overlay.Errorf(overlay.Internal, "%w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	return resp, nil
+}
+
+func (c *Client) unreachable(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return overlay.Errorf(overlay.Denied, "no permission on the daemon's socket %s; run this as root", c.socket)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return overlay.Errorf(overlay.Unavailable, "no heddle daemon answers on %s; start it with `systemctl start heddle`, or by hand with `heddle daemon`", c.socket)
+	}
+	return overlay.Errorf(overlay.Unavailable, "ask the daemon on %s: %w", c.socket, err)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
+	resp, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return wire.Decode(resp, reply)
+}
+
+func (c *Client) stream(ctx context.Context, path string, body, reply any) error {
+	resp, err := c.do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return wire.ReadStream(resp, c.Waiting, reply)
+}
+
+// Init makes a cluster of this node.
+func (c *Client) Init(ctx context.Context, r overlay.InitRequest) (reply overlay.MemberReply, err error) {
+	return reply, c.stream(ctx, "/v1/init", r, &reply)
+}
+
+// Join brings this node into a cluster.
+func (c *Client) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay.MemberReply, err error) {
+	return reply, c.stream(ctx, "/v1/join", r, &reply)
+}
+
+// LeaveRequest takes this node out of its cluster.
+type LeaveRequest struct {
+	Force bool `json:"force"` // although workloads are attached, no manager answers, or it is the last manager
+}
+
+// Leave takes this node out of its cluster.
+func (c *Client) Leave(ctx context.Context, r LeaveRequest) error {
+	return c.stream(ctx, "/v1/leave", r, nil)
+}
+
+// Status is this node's own view; it needs no manager.
+func (c *Client) Status(ctx context.Context) (s overlay.Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Attach gives a workload a place in a network. When it returns, the interface is up.
+func (c *Client) Attach(ctx context.Context, r overlay.AttachRequest) (reply overlay.AttachReply, err error) {
+	return reply, c.stream(ctx, "/v1/attach", r, &reply)
+}
+
+// DetachRequest takes a workload from one network, or from all with Network "".
+type DetachRequest struct {
+	Name    string `json:"name"`
+	Network string `json:"network,omitempty"`
+}
+
+// Detach takes a workload off.
+func (c *Client) Detach(ctx context.Context, r DetachRequest) error {
+	return c.stream(ctx, "/v1/detach", r, nil)
+}
+
+// Endpoints lists the cluster's endpoints, or this node's own, which needs no manager.
+func (c *Client) Endpoints(ctx context.Context, localOnly bool) (rows []overlay.Endpoint, err error) {
+	path := "/v1/endpoints"
+	if localOnly {
+		path += "?local=1"
+	}
+	return rows, c.call(ctx, http.MethodGet, path, nil, &rows)
+}
+
+func (c *Client) Networks(ctx context.Context) (rows []overlay.NetworkRow, err error) {
+	return rows, c.call(ctx, http.MethodGet, "/v1/networks", nil, &rows)
+}
+
+// Network inspects one network by name, ID or prefix.
+func (c *Client) Network(ctx context.Context, ref string) (row overlay.NetworkRow, err error) {
+	return row, c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil, &row)
+}
+
+func (c *Client) CreateNetwork(ctx context.Context, s overlay.NetworkSpec) (row overlay.NetworkRow, err error) {
+	return row, c.call(ctx, http.MethodPost, "/v1/networks", s, &row)
+}
+
+func (c *Client) RemoveNetwork(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(ref), nil, nil)
+}
+
+func (c *Client) Nodes(ctx context.Context) (rows []overlay.NodeRow, err error) {
+	return rows, c.call(ctx, http.MethodGet, "/v1/nodes", nil, &rows)
+}
+
+// UpdateNode changes a node's role or availability.
+func (c *Client) UpdateNode(ctx context.Context, ref string, u overlay.NodeUpdate) (row overlay.NodeRow, err error) {
+	return row, c.call(ctx, http.MethodPatch, "/v1/nodes/"+url.PathEscape(ref), u, &row)
+}
+
+// RemoveNode removes another node for good; with force also one that is up.
+func (c *Client) RemoveNode(ctx context.Context, ref string, force bool) error {
+	path := "/v1/nodes/" + url.PathEscape(ref)
+	if force {
+		path += "?force=1"
+	}
+	return c.call(ctx, http.MethodDelete, path, nil, nil)
+}
+
+func (c *Client) Tokens(ctx context.Context) (rows []overlay.TokenRow, err error) {
+	return rows, c.call(ctx, http.MethodGet, "/v1/tokens", nil, &rows)
+}
+
+func (c *Client) CreateToken(ctx context.Context, r overlay.TokenRequest) (reply overlay.TokenReply, err error) {
+	return reply, c.call(ctx, http.MethodPost, "/v1/tokens", r, &reply)
+}
+
+// RotateTokens revokes all tokens of the role and makes a new one.
+func (c *Client) RotateTokens(ctx context.Context, r overlay.TokenRequest) (reply overlay.TokenReply, err error) {
+	return reply, c.call(ctx, http.MethodPost, "/v1/tokens/rotate", r, &reply)
+}
+
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+url.PathEscape(id), nil, nil)
+}

@@ -1,0 +1,168 @@
+package overlay
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Rows are what lists and inspects show, in the API and as JSON by the CLI. Their field
+// names are Docker's where Docker has them.
+
+// NodeRow is a row of `node ls`.
+type NodeRow struct {
+	ID            NodeID
+	Name          string
+	Addr          string // of the control port
+	Role          Role
+	Status        string // "ready", "down" or "unknown", as the answering manager's gossip sees it
+	Availability  Availability
+	ManagerStatus string // "Leader", "Reachable", "Unreachable", "" for a worker
+	Version       string
+	Number        uint32
+	Self          bool `json:",omitempty"`
+}
+
+// NetworkRow is a row of `network ls` and, whole, `network inspect`. Namespace, Bridge and
+// Device are as on the answering node, empty where it is no participant.
+type NetworkRow struct {
+	ID           NetworkID
+	Name         string
+	Driver       string
+	Scope        string // "cluster" or "node"
+	VNI          uint32
+	IPAM         IPAMRow
+	EnableIPv4   bool
+	EnableIPv6   bool
+	Internal     bool
+	Labels       map[string]string
+	Options      map[string]string
+	Participants []ParticipantRow
+	Endpoints    []Endpoint
+	MTU          int `json:",omitempty"`
+	Namespace    string
+	Bridge       string
+	Device       string
+	Notes        []string `json:",omitempty"` // what the operator should know of this network
+}
+
+// IPAMRow has Docker's shape.
+type IPAMRow struct {
+	Config []IPAMConfigRow
+}
+
+type IPAMConfigRow struct {
+	Subnet             netip.Prefix
+	Gateway            netip.Addr            `json:",omitzero"`
+	IPRange            netip.Prefix          `json:",omitzero"`
+	AuxiliaryAddresses map[string]netip.Addr `json:",omitempty"`
+}
+
+// ParticipantRow is a node with a lease in the network.
+type ParticipantRow struct {
+	Node   NodeID
+	Name   string
+	Leased int // addresses of one family in its lease
+}
+
+// TokenRow is a join token without its secret.
+type TokenRow struct {
+	ID      string
+	Role    Role
+	Created time.Time
+	Expires time.Time `json:",omitzero"` // zero: never
+	Uses    int       // left; -1 is any number
+}
+
+// TokenRequest asks for a join token.
+type TokenRequest struct {
+	Role Role           `json:"role"`
+	TTL  *time.Duration `json:"ttl,omitempty"`  // nil: 24 h for workers, 1 h for managers; 0: for ever
+	Uses *int           `json:"uses,omitempty"` // nil: any number for workers, one for managers; 0: any number
+}
+
+// TokenReply has the one copy of the token that there is.
+type TokenReply struct {
+	Row   TokenRow `json:"row"`
+	Token string   `json:"token"`
+	Join  string   `json:"join"` // the line to paste on the other host
+}
+
+// NodeUpdate changes a node's row.
+type NodeUpdate struct {
+	Role         Role         `json:"role,omitempty"`
+	Availability Availability `json:"availability,omitempty"`
+}
+
+// InitRequest makes a cluster of this node. Empty addresses are chosen: the only global
+// address of a real device, else an error lists the candidates.
+type InitRequest struct {
+	AdvertiseAddr  string         `json:"advertiseAddr,omitempty"` // IP or interface
+	ListenAddr     string         `json:"listenAddr,omitempty"`    // IP; default all addresses
+	DataPathAddr   string         `json:"dataPathAddr,omitempty"`  // IP or interface; default as advertised
+	DataPathPort   uint16         `json:"dataPathPort,omitempty"`  // default 4789
+	Pools          []netip.Prefix `json:"pools,omitempty"`
+	PoolMaskLength int            `json:"poolMaskLength,omitempty"` // of the IPv4 pools
+}
+
+// JoinRequest brings this node into a cluster.
+type JoinRequest struct {
+	Managers      []string     `json:"managers"` // HOST[:PORT]
+	Token         string       `json:"token"`
+	AdvertiseAddr string       `json:"advertiseAddr,omitempty"`
+	ListenAddr    string       `json:"listenAddr,omitempty"`
+	DataPathAddr  string       `json:"dataPathAddr,omitempty"`
+	Availability  Availability `json:"availability,omitempty"`
+}
+
+// MemberReply answers init and join.
+type MemberReply struct {
+	Node NodeID `json:"node"`
+	Role Role   `json:"role"`
+	Join string `json:"join,omitempty"` // after init: the line for the other hosts
+}
+
+// Status is what `heddle status` shows of the answering node.
+type Status struct {
+	Version   string
+	Member    bool
+	Cluster   string `json:",omitempty"`
+	Node      NodeID `json:",omitempty"`
+	Name      string
+	Role      Role         `json:",omitempty"`
+	Addr      string       `json:",omitempty"`
+	DataPath  string       `json:",omitempty"`
+	Ports     []PortStatus `json:",omitempty"`
+	Revision  uint64
+	Managers  []ManagerStatus
+	Peers     []PeerStatus
+	Networks  int
+	Endpoints []Endpoint
+	Problems  []string          `json:",omitempty"` // one line each, with what to do
+	Counters  map[string]uint64 `json:",omitempty"` // refused records and frames, drift, by kind
+}
+
+// PortStatus is a port this node listens on.
+type PortStatus struct {
+	Port  uint16
+	Proto string // "tcp", "udp", "tcp+udp"
+	Use   string
+}
+
+// ManagerStatus is what this node knows of its managers.
+type ManagerStatus struct {
+	Name      string
+	Addr      string
+	Leader    bool
+	Following bool   // this node's stream of facts comes from it
+	Error     string `json:",omitempty"`
+}
+
+// PeerStatus is what this node's gossip knows of another node.
+type PeerStatus struct {
+	Node      NodeID
+	Name      string
+	Addr      string
+	State     string        // "alive", "suspect", "dead", "unknown"
+	LastProbe time.Time     `json:",omitzero"`
+	RTT       time.Duration // of the last probe
+}
