@@ -87,12 +87,14 @@ func (c *Client) stream(ctx context.Context, path string, body, reply any) error
 
 // Init makes a cluster of this node.
 func (c *Client) Init(ctx context.Context, r overlay.InitRequest) (reply overlay.MemberReply, err error) {
-	return reply, c.stream(ctx, "/v1/init", r, &reply)
+	err = c.stream(ctx, "/v1/init", r, &reply)
+	return reply, err
 }
 
 // Join brings this node into a cluster.
 func (c *Client) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay.MemberReply, err error) {
-	return reply, c.stream(ctx, "/v1/join", r, &reply)
+	err = c.stream(ctx, "/v1/join", r, &reply)
+	return reply, err
 }
 
 // LeaveRequest takes this node out of its cluster.
@@ -107,12 +109,14 @@ func (c *Client) Leave(ctx context.Context, r LeaveRequest) error {
 
 // Status is this node's own view; it needs no manager.
 func (c *Client) Status(ctx context.Context) (s overlay.Status, err error) {
-	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	err = c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	return s, err
 }
 
 // Attach gives a workload a place in a network. When it returns, the interface is up.
 func (c *Client) Attach(ctx context.Context, r overlay.AttachRequest) (reply overlay.AttachReply, err error) {
-	return reply, c.stream(ctx, "/v1/attach", r, &reply)
+	err = c.stream(ctx, "/v1/attach", r, &reply)
+	return reply, err
 }
 
 // DetachRequest takes a workload from one network, or from all with Network "".
@@ -132,20 +136,24 @@ func (c *Client) Endpoints(ctx context.Context, localOnly bool) (rows []overlay.
 	if localOnly {
 		path += "?local=1"
 	}
-	return rows, c.call(ctx, http.MethodGet, path, nil, &rows)
+	err = c.call(ctx, http.MethodGet, path, nil, &rows)
+	return rows, err
 }
 
 func (c *Client) Networks(ctx context.Context) (rows []overlay.NetworkRow, err error) {
-	return rows, c.call(ctx, http.MethodGet, "/v1/networks", nil, &rows)
+	err = c.call(ctx, http.MethodGet, "/v1/networks", nil, &rows)
+	return rows, err
 }
 
 // Network inspects one network by name, ID or prefix.
 func (c *Client) Network(ctx context.Context, ref string) (row overlay.NetworkRow, err error) {
-	return row, c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil, &row)
+	err = c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil, &row)
+	return row, err
 }
 
 func (c *Client) CreateNetwork(ctx context.Context, s overlay.NetworkSpec) (row overlay.NetworkRow, err error) {
-	return row, c.call(ctx, http.MethodPost, "/v1/networks", s, &row)
+	err = c.call(ctx, http.MethodPost, "/v1/networks", s, &row)
+	return row, err
 }
 
 func (c *Client) RemoveNetwork(ctx context.Context, ref string) error {
@@ -153,12 +161,14 @@ func (c *Client) RemoveNetwork(ctx context.Context, ref string) error {
 }
 
 func (c *Client) Nodes(ctx context.Context) (rows []overlay.NodeRow, err error) {
-	return rows, c.call(ctx, http.MethodGet, "/v1/nodes", nil, &rows)
+	err = c.call(ctx, http.MethodGet, "/v1/nodes", nil, &rows)
+	return rows, err
 }
 
 // UpdateNode changes a node's role or availability.
 func (c *Client) UpdateNode(ctx context.Context, ref string, u overlay.NodeUpdate) (row overlay.NodeRow, err error) {
-	return row, c.call(ctx, http.MethodPatch, "/v1/nodes/"+url.PathEscape(ref), u, &row)
+	err = c.call(ctx, http.MethodPatch, "/v1/nodes/"+url.PathEscape(ref), u, &row)
+	return row, err
 }
 
 // RemoveNode removes another node for good; with force also one that is up.
@@ -171,16 +181,19 @@ func (c *Client) RemoveNode(ctx context.Context, ref string, force bool) error {
 }
 
 func (c *Client) Tokens(ctx context.Context) (rows []overlay.TokenRow, err error) {
-	return rows, c.call(ctx, http.MethodGet, "/v1/tokens", nil, &rows)
+	err = c.call(ctx, http.MethodGet, "/v1/tokens", nil, &rows)
+	return rows, err
 }
 
 func (c *Client) CreateToken(ctx context.Context, r overlay.TokenRequest) (reply overlay.TokenReply, err error) {
-	return reply, c.call(ctx, http.MethodPost, "/v1/tokens", r, &reply)
+	err = c.call(ctx, http.MethodPost, "/v1/tokens", r, &reply)
+	return reply, err
 }
 
 // RotateTokens revokes all tokens of the role and makes a new one.
 func (c *Client) RotateTokens(ctx context.Context, r overlay.TokenRequest) (reply overlay.TokenReply, err error) {
-	return reply, c.call(ctx, http.MethodPost, "/v1/tokens/rotate", r, &reply)
+	err = c.call(ctx, http.MethodPost, "/v1/tokens/rotate", r, &reply)
+	return reply, err
 }
 
 func (c *Client) RevokeToken(ctx context.Context, id string) error {

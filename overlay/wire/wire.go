@@ -92,7 +92,6 @@ type event struct {
 	Error   *overlay.Error  `json:"error,omitempty"`
 }
 
-
 type progressKey struct{}
 
 // WithProgress gives operations below ctx a way to say what they wait for.
