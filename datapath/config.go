@@ -42,6 +42,10 @@ type Config struct {
 type Namespace struct {
 	Name  string
 	Owner Owner
+
+	// Partial says that the forwarding and neighbour entries of this namespace are not all
+	// known yet, as after a start: those that are not wanted stay until they are.
+	Partial bool
 }
 
 // NS is how links name the namespace.

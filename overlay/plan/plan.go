@@ -1,0 +1,63 @@
+// Package plan turns one node's view into everything that it wants from the kernel.
+//
+// It is pure: the same view gives the same configuration. A driver is a function here, not
+// an object: it differs from the others only in which links, addresses and entries it wants.
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// View is what a node knows when it plans.
+type View struct {
+	Self         overlay.NodeID
+	DataPathPort uint16
+	Networks     map[overlay.NetworkID]overlay.Network
+	Participants map[overlay.NetworkID][]overlay.NodeID
+	Local        []Endpoint                            // this node's own endpoints
+	Remote       map[overlay.NetworkID][]overlay.Claim // other nodes' live endpoints
+	Partial      map[overlay.NetworkID]bool            // Remote is not yet known to be complete
+	Nodes        map[overlay.NodeID]overlay.NodeRecord // what nodes say of themselves, this one included
+}
+
+// Endpoint is one of this node's own endpoints.
+type Endpoint struct {
+	ID        overlay.EndpointID
+	Network   overlay.NetworkID
+	MAC       overlay.MAC
+	IPs       []netip.Addr
+	Namespace datapath.NS
+	Make      string // the name under /run/netns of a namespace that heddle makes for it; "" where it was given one
+	IfName    string
+}
+
+// Build makes the whole wanted configuration. A network has kernel objects on a node only
+// while the node has endpoints in it.
+func Build(v View) datapath.Config {
+	c := datapath.Config{Filter: datapath.Filter{Port: v.DataPathPort, MinVNI: overlay.MinVNI}}
+	byNet := map[overlay.NetworkID][]Endpoint{}
+	for _, e := range v.Local {
+		byNet[e.Network] = append(byNet[e.Network], e)
+	}
+	made := map[string]bool{}
+	for id, eps := range byNet {
+		n, ok := v.Networks[id]
+		if !ok || !v.Nodes[v.Self].DataPath().IsValid() {
+			continue // the facts that describe it are still on their way
+		}
+		for _, e := range eps {
+			if e.Make != "" && !made[e.Make] {
+				made[e.Make] = true
+				c.Namespaces = append(c.Namespaces, datapath.Namespace{Name: e.Make, Owner: datapath.Owner(e.ID)})
+			}
+		}
+		vxlan(&c, v, n, eps)
+	}
+	if len(c.Filter.Allowed) == 0 && len(c.Links) == 0 {
+		c.Filter = datapath.Filter{} // nothing to guard
+	}
+	return c
+}
