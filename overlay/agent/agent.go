@@ -1,0 +1,203 @@
+// Package agent owns one node's view: its own endpoints, the facts that the managers have
+// agreed on and the records of other nodes. One loop keeps it, plans from it and hands the
+// plan to the datapath.
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
+)
+
+// Facts gives the newest facts and signals when there are newer ones.
+type Facts interface {
+	Facts() *overlay.Facts
+	Changed() <-chan struct{}
+}
+
+// Control asks the managers for what must be agreed.
+type Control interface {
+	// Grant leases addresses of a network, by name, ID or prefix, to this node: want more of
+	// each family, and the addresses named. It is safe to repeat.
+	Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (Grant, error)
+}
+
+// Grant is the managers' answer: the network and all its leases at a revision.
+type Grant struct {
+	Network  overlay.Network
+	Leases   map[overlay.NodeID]overlay.Signed
+	Revision uint64
+}
+
+// Peers spreads this node's records and collects the others'.
+type Peers interface {
+	// Publish tells every participant and returns those that have not acknowledged when ctx
+	// ends. It returns at once when all have.
+	Publish(ctx context.Context, network overlay.NetworkID, records []overlay.Signed, lease overlay.Signed) ([]overlay.NodeID, error)
+	// Sync fetches what this node lacks of the network from its participants.
+	Sync(ctx context.Context, network overlay.NetworkID, lease overlay.Signed) error
+	// SetParticipants says who takes part in the networks that this node follows.
+	SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, managers []overlay.NodeID)
+	Claims(overlay.NetworkID) []overlay.Claim
+	// Stated is the highest version that others hold of this node's own records.
+	Stated(overlay.NetworkID) overlay.Version
+	Nodes() map[overlay.NodeID]overlay.NodeRecord
+	Changed() <-chan struct{}
+}
+
+// Datapath brings the kernel to a wanted state and answers what it holds.
+type Datapath interface {
+	Set(datapath.Config) (generation uint64)
+	// Wait returns when all of the owners' objects of that generation stand, or the error of
+	// the first that can't.
+	Wait(ctx context.Context, generation uint64, owners ...datapath.Owner) error
+	// Inode is the inode of the namespace at path.
+	Inode(path string) (uint64, error)
+	// LinkNames lists the interfaces in a namespace.
+	LinkNames(ns datapath.NS) ([]string, error)
+	// Err is why an owner's objects are not as wanted, or nil.
+	Err(datapath.Owner) error
+}
+
+// Processes tells of the end of processes, for workloads that live as long as one.
+type Processes interface {
+	// Started is a stamp that tells a process from a later one with the same PID.
+	Started(pid int) (uint64, error)
+	// Ended returns nil once the process is gone, or ctx's error.
+	Ended(ctx context.Context, pid int, started uint64) error
+}
+
+// Config is what an agent works with. All fields are required.
+type Config struct {
+	Self      overlay.NodeID
+	Name      string
+	Key       ed25519.PrivateKey
+	Facts     Facts
+	Control   Control
+	Peers     Peers
+	Datapath  Datapath
+	Processes Processes
+	Store     Store
+	Random    func([]byte) // fills the slice with random bytes
+	Log       *slog.Logger
+}
+
+// Agent is one node's agent.
+type Agent struct {
+	Config
+	calls   chan func(life context.Context)
+	stopped chan struct{}
+	tasks   sync.WaitGroup // what Run must see end before it returns
+
+	// The loop in Run owns the rest.
+	endpoints map[overlay.EndpointID]*endpoint
+	networks  map[overlay.NetworkID]*network
+	sessions  map[session]bool // processes that are watched
+	removed   bool             // this node was removed from its cluster
+}
+
+// New loads what the node had before. It starts nothing.
+func New(c Config) (*Agent, error) {
+	saved, err := c.Store.Load()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{Config: c, calls: make(chan func(context.Context)), stopped: make(chan struct{}),
+		endpoints: map[overlay.EndpointID]*endpoint{}, networks: map[overlay.NetworkID]*network{},
+		sessions: map[session]bool{}}
+	for _, row := range saved.Endpoints {
+		a.endpoints[row.ID] = &endpoint{Row: row, state: overlay.EndpointReady}
+	}
+	for id, n := range saved.Networks {
+		a.network(id).Counter = n
+	}
+	for _, r := range saved.Records {
+		n := a.network(r.Network)
+		n.own[r.Endpoint] = r.Signed
+	}
+	return a, nil
+}
+
+// Run owns the view until ctx ends. It leaves the kernel as it is.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer a.tasks.Wait()
+	defer close(a.stopped)
+	defer cancel()
+	a.restate(ctx)
+	again := time.NewTicker(syncTimeout)
+	defer again.Stop()
+	a.learn(ctx)
+	a.replan()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.Facts.Changed():
+			a.learn(ctx)
+			a.replan()
+		case <-a.Peers.Changed():
+			a.replan()
+		case <-again.C:
+			a.learn(ctx) // fetches again what could not be fetched
+		case call := <-a.calls:
+			call(ctx)
+		}
+	}
+}
+
+// do runs f in the loop and waits for it. life is the context of the loop, for what f starts.
+func (a *Agent) do(ctx context.Context, f func(life context.Context)) error {
+	done := make(chan struct{})
+	select {
+	case a.calls <- func(life context.Context) { defer close(done); f(life) }:
+		<-done
+		return nil
+	case <-a.stopped:
+		return overlay.Errorf(overlay.Unavailable, "the daemon is stopping; try again when it is up")
+	case <-ctx.Done():
+		return overlay.Errorf(overlay.Unavailable, "gave up: %w", ctx.Err())
+	}
+}
+
+// background runs f beside the loop; Run waits for its end.
+func (a *Agent) background(f func()) {
+	a.tasks.Go(f)
+}
+
+// replan makes the wanted kernel state from the view. In the loop.
+func (a *Agent) replan() uint64 {
+	return a.Datapath.Set(plan.Build(a.view()))
+}
+
+// view gathers what a plan needs. In the loop.
+func (a *Agent) view() plan.View {
+	f := a.Facts.Facts()
+	v := plan.View{Self: a.Self, DataPathPort: f.Params.DataPathPort, Nodes: a.Peers.Nodes(),
+		Networks:     map[overlay.NetworkID]overlay.Network{},
+		Participants: map[overlay.NetworkID][]overlay.NodeID{},
+		Remote:       map[overlay.NetworkID][]overlay.Claim{},
+		Partial:      map[overlay.NetworkID]bool{}}
+	if a.removed {
+		return v
+	}
+	for _, e := range a.endpoints {
+		v.Local = append(v.Local, e.plan())
+		n := a.network(e.Network)
+		if _, seen := v.Networks[e.Network]; seen || n.def.ID == "" {
+			continue
+		}
+		v.Networks[e.Network] = n.def
+		v.Participants[e.Network] = n.participants()
+		v.Remote[e.Network] = a.Peers.Claims(e.Network)
+		v.Partial[e.Network] = !n.synced
+	}
+	return v
+}

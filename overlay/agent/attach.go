@@ -1,0 +1,320 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
+	"github.com/heddle-net/heddle/overlay/wire"
+)
+
+// endpoint is one of this node's own endpoints.
+type endpoint struct {
+	Row
+	state overlay.EndpointState
+}
+
+func (e *endpoint) plan() plan.Endpoint {
+	return plan.Endpoint{ID: e.ID, Network: e.Network, MAC: e.MAC, IPs: e.IPs, Namespace: e.Namespace, Make: e.Make, IfName: e.IfName}
+}
+
+func (e *endpoint) record() overlay.Record {
+	return overlay.Record{Endpoint: e.ID, Workload: e.Workload, MAC: e.MAC, IPs: e.IPs,
+		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels}
+}
+
+// target is the namespace that a request names.
+type target struct {
+	ns    datapath.NS
+	make  string
+	links []string // interfaces in it
+	start uint64   // of the session's process
+}
+
+// resolve finds the request's namespace and looks at it, outside the loop.
+func (a *Agent) resolve(r overlay.AttachRequest) (t target, err error) {
+	switch {
+	case r.PID != 0:
+		t.ns.Path = fmt.Sprintf("/proc/%d/ns/net", r.PID)
+	case r.Netns != "":
+		t.ns.Path = r.Netns
+	default:
+		t.make = r.Name
+		t.ns.Path = datapath.Namespace{Name: r.Name}.NS().Path
+	}
+	if t.make == "" {
+		if t.ns.Inode, err = a.Datapath.Inode(t.ns.Path); err != nil {
+			return t, err
+		}
+		if t.links, err = a.Datapath.LinkNames(t.ns); err != nil {
+			return t, err
+		}
+	}
+	if r.Session != 0 {
+		t.start, err = a.Processes.Started(r.Session)
+	}
+	return t, err
+}
+
+// attached is an attach under way: the endpoint, and what must be made durable and told.
+type attached struct {
+	e      *endpoint
+	n      *network
+	record overlay.Signed
+	lease  overlay.Signed
+	row    Row
+	count  Counter
+	gen    uint64
+	synced <-chan struct{} // nil when this node holds the others' records
+	there  bool            // it stood before
+}
+
+// Attach gives a workload a place in a network. When it returns without error, the interface
+// is up, its addresses are usable, and every participant knows, or the reply names who has
+// not said so in time.
+func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.AttachReply, error) {
+	if err := r.Validate(); err != nil {
+		return overlay.AttachReply{}, err
+	}
+	t, err := a.resolve(r)
+	if err != nil {
+		return overlay.AttachReply{}, err
+	}
+	wire.Waiting(ctx, "a manager to lease addresses of network "+r.Network)
+	id, err := a.enter(ctx, r.Network)
+	if err != nil {
+		return overlay.AttachReply{}, err
+	}
+	at, err := a.place(ctx, id, r, t)
+	if err != nil {
+		return overlay.AttachReply{}, err
+	}
+	if at.there {
+		return overlay.AttachReply{Endpoint: a.describe(at.e)}, a.Datapath.Wait(ctx, at.gen, owners(at.e)...)
+	}
+	wire.Waiting(ctx, "the kernel and the other participants")
+	silent, err := a.realise(ctx, at)
+	if err != nil {
+		a.withdraw(at)
+		return overlay.AttachReply{}, err
+	}
+	return overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}, nil
+}
+
+// place makes the endpoint in the view, asking for more addresses where the lease has none.
+func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.AttachRequest, t target) (at attached, err error) {
+	for range 2 {
+		if e := a.do(ctx, func(life context.Context) { at, err = a.put(life, id, r, t) }); e != nil {
+			return at, e
+		}
+		switch {
+		case errors.Is(err, errNotLeased):
+			var want []netip.Addr
+			for _, ip := range []netip.Addr{r.IP, r.IP6} {
+				if ip.IsValid() {
+					want = append(want, ip)
+				}
+			}
+			err = a.more(ctx, id, 0, want)
+		case errors.Is(err, errLeaseFull):
+			err = a.more(ctx, id, 1, nil)
+		default:
+			return at, err
+		}
+		if err != nil {
+			return at, err
+		}
+	}
+	if err == nil {
+		err = overlay.Errorf(overlay.Exhausted, "network %s has no address left for this node", r.Network)
+	}
+	return at, err
+}
+
+// put is place's step in the loop: it decides everything about the endpoint and plans it.
+func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachRequest, t target) (attached, error) {
+	n := a.network(id)
+	if n.def.ID == "" {
+		return attached{}, overlay.Errorf(overlay.NotFound, "network %s was removed meanwhile", r.Network)
+	}
+	old, err := a.standing(n, r, t)
+	if err != nil || old != nil {
+		return attached{e: old, there: old != nil, gen: a.replan()}, err
+	}
+	e := &endpoint{state: overlay.EndpointPending, Row: Row{V: 1, Network: id, Workload: r.Name, MAC: r.MAC,
+		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: r.Session, Started: t.start}}
+	e.ID = overlay.NewID[overlay.EndpointID](random[[16]byte](a))
+	if e.MAC.IsZero() {
+		e.MAC = overlay.MACFrom(random[[6]byte](a))
+	}
+	if e.IPs, err = a.addresses(n, r); err != nil {
+		return attached{}, err
+	}
+	if e.IfName, err = a.ifName(r, t); err != nil {
+		return attached{}, err
+	}
+	record, err := a.sign(n, e.record())
+	if err != nil {
+		return attached{}, err
+	}
+	a.endpoints[e.ID] = e
+	at := attached{e: e, n: n, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
+	if !n.synced {
+		a.sync(ctx, id)
+		at.synced = n.done
+	}
+	a.topUp(ctx, n)
+	at.gen = a.replan()
+	return at, nil
+}
+
+// standing is the endpoint that a repeated request means. A workload is in a network once.
+func (a *Agent) standing(n *network, r overlay.AttachRequest, t target) (*endpoint, error) {
+	for _, e := range a.endpoints {
+		if e.Network != n.def.ID || e.Workload != r.Name {
+			continue
+		}
+		same := e.Namespace == t.ns && e.Make == t.make && e.PID == r.Session && (r.IfName == "" || r.IfName == e.IfName) &&
+			(!r.IP.IsValid() || slices.Contains(e.IPs, r.IP)) && (!r.IP6.IsValid() || slices.Contains(e.IPs, r.IP6))
+		if !same {
+			return nil, overlay.Errorf(overlay.Exists, "%s is attached to network %s already (%s in %s); detach it first, or take another name",
+				r.Name, n.def.Name, e.IfName, e.Namespace.Path)
+		}
+		return e, nil
+	}
+	return nil, nil
+}
+
+func (a *Agent) addresses(n *network, r overlay.AttachRequest) ([]netip.Addr, error) {
+	var ips []netip.Addr
+	for _, v4 := range []bool{true, false} {
+		asked, flag := r.IP, "--ip"
+		if !v4 {
+			asked, flag = r.IP6, "--ip6"
+		}
+		i := slices.IndexFunc(n.def.Subnets, func(s overlay.Subnet) bool {
+			return s.Prefix.Addr().Is4() == v4 && (!asked.IsValid() || s.Prefix.Contains(asked))
+		})
+		if i < 0 {
+			if asked.IsValid() {
+				return nil, overlay.Errorf(overlay.Invalid, "%s %s is in no subnet of network %s; `heddle network inspect %s` lists them", flag, asked, n.def.Name, n.def.Name)
+			}
+			continue
+		}
+		ip, err := a.take(n, n.def.Subnets[i], asked)
+		if err != nil {
+			return nil, err
+		}
+		ips = append(ips, ip)
+	}
+	return ips, nil
+}
+
+// ifName is the name asked for, or the first ethN that is free in the namespace.
+func (a *Agent) ifName(r overlay.AttachRequest, t target) (string, error) {
+	taken := map[string]bool{}
+	for _, name := range t.links {
+		taken[name] = true
+	}
+	for _, e := range a.endpoints {
+		if e.Namespace == t.ns {
+			taken[e.IfName] = true
+		}
+	}
+	if r.IfName != "" {
+		if taken[r.IfName] {
+			return "", overlay.Errorf(overlay.Exists, "namespace %s has an interface %s already, which this attach did not make; choose another with --ifname", t.ns.Path, r.IfName)
+		}
+		return r.IfName, nil
+	}
+	for i := 0; ; i++ {
+		if name := fmt.Sprintf("eth%d", i); !taken[name] {
+			return name, nil
+		}
+	}
+}
+
+func owners(e *endpoint) []datapath.Owner {
+	return []datapath.Owner{datapath.Owner(e.Network), datapath.Owner(e.ID)}
+}
+
+// realise makes the endpoint durable, real and known, all at the same time.
+func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err error) {
+	var told []overlay.NodeID
+	saved := make(chan error, 1)
+	go func() { // ends before realise does
+		err := a.Store.Save(Change{Network: at.row.Network, Counter: at.count, Put: &at.row,
+			Record: OwnRecord{at.row.Network, at.row.ID, at.record}})
+		if err == nil {
+			wait, cancel := context.WithTimeout(ctx, ackTimeout)
+			defer cancel()
+			told, err = a.Peers.Publish(wait, at.row.Network, []overlay.Signed{at.record}, at.lease)
+		}
+		saved <- err
+	}()
+	err = a.Datapath.Wait(ctx, at.gen, owners(at.e)...)
+	if e := <-saved; err == nil {
+		err = e
+	}
+	if err != nil {
+		return nil, err
+	}
+	if at.synced != nil {
+		if err := a.complete(ctx, at); err != nil {
+			return nil, err
+		}
+	}
+	err = a.do(ctx, func(life context.Context) {
+		at.e.state = overlay.EndpointReady
+		a.watch(life, at.e)
+	})
+	for _, id := range told {
+		silent = append(silent, a.nodeName(id))
+	}
+	return silent, err
+}
+
+// complete waits until what the participants hold of a network stands in the kernel too.
+func (a *Agent) complete(ctx context.Context, at attached) error {
+	select {
+	case <-at.synced:
+	case <-ctx.Done():
+		return overlay.Errorf(overlay.Unavailable, "gave up waiting for the other participants: %w", ctx.Err())
+	}
+	var gen uint64
+	if err := a.do(ctx, func(context.Context) { gen = a.replan() }); err != nil {
+		return err
+	}
+	return a.Datapath.Wait(ctx, gen, owners(at.e)...)
+}
+
+// withdraw takes back an attach that failed: nothing half-made stays.
+func (a *Agent) withdraw(at attached) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := a.remove(ctx, at.e); err != nil {
+		a.Log.Error("take back a failed attach", "endpoint", at.e.ID, "err", err)
+	}
+}
+
+func (a *Agent) nodeName(id overlay.NodeID) string {
+	if n, ok := a.Facts.Facts().Nodes[id]; ok {
+		return n.Name
+	}
+	return id.Short()
+}
+
+func random[T [6]byte | [16]byte](a *Agent) (b T) {
+	s := make([]byte, len(b))
+	a.Random(s)
+	for i := range s {
+		b[i] = s[i]
+	}
+	return b
+}

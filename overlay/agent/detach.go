@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/wire"
+)
+
+// Detach takes a workload off a network, or off all with an empty ref. It needs no manager.
+func (a *Agent) Detach(ctx context.Context, name, ref string) error {
+	var gone []*endpoint
+	err := a.do(ctx, func(life context.Context) {
+		for _, e := range a.endpoints {
+			n := a.network(e.Network)
+			if e.Workload == name && (ref == "" || ref == n.def.Name || strings.HasPrefix(string(e.Network), ref)) {
+				gone = append(gone, e)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if len(gone) == 0 {
+		if ref != "" {
+			return overlay.Errorf(overlay.NotFound, "%s is not attached to network %s on this node; `heddle endpoint ls --local` lists what is", name, ref)
+		}
+		return overlay.Errorf(overlay.NotFound, "%s is not attached on this node; `heddle endpoint ls --local` lists what is", name)
+	}
+	wire.Waiting(ctx, "the other participants to forget "+name)
+	for _, e := range gone {
+		if err := a.remove(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove takes an endpoint out of the view, the disk, the kernel and the others' tables.
+func (a *Agent) remove(ctx context.Context, e *endpoint) error {
+	var c Change
+	var gen uint64
+	var lease overlay.Signed
+	var err error
+	if e := a.do(ctx, func(life context.Context) {
+		if a.endpoints[e.ID] != e {
+			return // somebody else removes it
+		}
+		delete(a.endpoints, e.ID)
+		n := a.network(e.Network)
+		n.clock++
+		for _, ip := range e.IPs {
+			n.used[ip] = n.clock
+		}
+		c = Change{Network: e.Network, Delete: e.ID}
+		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID}
+		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
+		c.Counter, lease = n.Counter, n.leases[a.Self]
+		gen = a.replan()
+	}); e != nil || err != nil || c.Network == "" {
+		return first(e, err)
+	}
+	if err := a.Store.Save(c); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	_, err = a.Peers.Publish(wait, c.Network, []overlay.Signed{c.Record.Signed}, lease)
+	return first(err, a.Datapath.Wait(ctx, gen, owners(e)...))
+}
+
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// session is a process whose end detaches its workloads.
+type session struct {
+	pid     int
+	started uint64
+}
+
+// watch detaches the endpoint when its session's process is gone. In the loop.
+func (a *Agent) watch(ctx context.Context, e *endpoint) {
+	s := session{e.PID, e.Started}
+	if e.PID == 0 || a.sessions[s] {
+		return
+	}
+	a.sessions[s] = true
+	a.background(func() {
+		if a.Processes.Ended(ctx, s.pid, s.started) != nil {
+			return
+		}
+		var gone []*endpoint
+		_ = a.do(ctx, func(life context.Context) {
+			delete(a.sessions, s)
+			for _, e := range a.endpoints {
+				if e.PID == s.pid && e.Started == s.started {
+					gone = append(gone, e)
+				}
+			}
+		})
+		for _, e := range gone {
+			if err := a.remove(ctx, e); err != nil && ctx.Err() == nil {
+				a.Log.Error("detach a workload whose process ended", "endpoint", e.ID, "err", err)
+			}
+		}
+	})
+}
+
+// Endpoints lists this node's own endpoints, sorted by name.
+func (a *Agent) Endpoints(ctx context.Context) ([]overlay.Endpoint, error) {
+	var rows []overlay.Endpoint
+	err := a.do(ctx, func(life context.Context) {
+		for _, e := range a.endpoints {
+			rows = append(rows, a.row(e))
+		}
+	})
+	slices.SortFunc(rows, func(x, y overlay.Endpoint) int {
+		return strings.Compare(x.Name+"\x00"+x.NetworkName, y.Name+"\x00"+y.NetworkName)
+	})
+	return rows, err
+}
+
+// Drop takes all of this node's endpoints off.
+func (a *Agent) Drop(ctx context.Context) error {
+	var all []*endpoint
+	if err := a.do(ctx, func(life context.Context) {
+		for _, e := range a.endpoints {
+			all = append(all, e)
+		}
+	}); err != nil {
+		return err
+	}
+	for _, e := range all {
+		if err := a.remove(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Agent) describe(e *endpoint) (row overlay.Endpoint) {
+	_ = a.do(context.Background(), func(context.Context) { row = a.row(e) })
+	return row
+}
+
+// row shows an endpoint. In the loop.
+func (a *Agent) row(e *endpoint) overlay.Endpoint {
+	n := a.network(e.Network)
+	r := overlay.Endpoint{ID: e.ID, Name: e.Workload, Node: a.Self, NodeName: a.Name, NetworkID: e.Network, NetworkName: n.def.Name,
+		MAC: e.MAC, State: e.state, Interface: e.IfName, Namespace: e.Namespace.Path, Aliases: e.Aliases, Service: e.Service, Labels: e.Labels}
+	if e.state == overlay.EndpointReady {
+		for _, o := range owners(e) {
+			if err := a.Datapath.Err(o); err != nil {
+				r.State = overlay.EndpointFailed
+			}
+		}
+	}
+	for _, ip := range e.IPs {
+		s, _ := n.def.SubnetOf(ip)
+		if p := netip.PrefixFrom(ip, s.Prefix.Bits()); ip.Is4() {
+			r.IPv4 = p
+		} else {
+			r.IPv6 = p
+		}
+	}
+	return r
+}

@@ -1,0 +1,302 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+const (
+	lowWater    = 2                      // free addresses of a family below which a lease is refilled
+	syncTimeout = 2 * time.Second        // for what the participants hold, at a first attach
+	ackTimeout  = 100 * time.Millisecond // DESIGN: an attach that has returned is reachable, or names who is silent
+)
+
+// network is what this node knows of a network in which it takes part.
+type network struct {
+	Counter
+	def      overlay.Network // zero until facts or a grant describe it
+	leases   map[overlay.NodeID]overlay.Signed
+	lease    overlay.Lease // this node's own, decoded
+	revision uint64        // of the grant or facts that leases come from
+	own      map[overlay.EndpointID]overlay.Signed
+	used     map[netip.Addr]uint64 // when an address was last given back, in steps of clock
+	clock    uint64
+	synced   bool          // this node holds what the participants held when it began to follow
+	syncing  bool          // a fetch is under way
+	done     chan struct{} // closed at the end of that fetch
+	syncNext time.Time     // not before then, after one that failed
+	refill   bool          // a refill is under way
+}
+
+// network is the entry of an ID, made when it is missing. In the loop (or before it runs).
+func (a *Agent) network(id overlay.NetworkID) *network {
+	n := a.networks[id]
+	if n == nil {
+		n = &network{Counter: Counter{Incarnation: 1}, own: map[overlay.EndpointID]overlay.Signed{}, used: map[netip.Addr]uint64{}}
+		a.networks[id] = n
+	}
+	return n
+}
+
+func (n *network) participants() []overlay.NodeID { return slices.Sorted(maps.Keys(n.leases)) }
+
+// know takes over a definition and its leases, unless it has newer ones. In the loop.
+func (a *Agent) know(def overlay.Network, leases map[overlay.NodeID]overlay.Signed, revision uint64) *network {
+	n := a.network(def.ID)
+	if revision < n.revision {
+		return n
+	}
+	n.def, n.leases, n.revision = def, leases, revision
+	if s, ok := leases[a.Self]; ok {
+		var l overlay.Lease
+		if err := s.Decode(overlay.DomainLease, &l); err == nil && l.Index >= n.lease.Index {
+			n.lease = l
+		}
+	}
+	return n
+}
+
+// learn takes over newer facts and tells gossip who takes part in what. In the loop.
+func (a *Agent) learn(ctx context.Context) {
+	f := a.Facts.Facts()
+	if _, out := f.Removals[a.Self]; out && !a.removed {
+		a.removed = true
+		a.Log.Warn("this node was removed from the cluster; its overlays are torn down", "node", a.Self)
+	}
+	for id, def := range f.Networks {
+		if _, member := f.Leases[id][a.Self]; member {
+			a.know(def, f.Leases[id], f.Revision)
+		}
+	}
+	for id, n := range a.networks {
+		if _, there := f.Networks[id]; !there && n.def.ID != "" && f.Revision > n.revision {
+			a.forget(ctx, id)
+		}
+	}
+	follow := map[overlay.NetworkID][]overlay.NodeID{}
+	for id, leases := range f.Leases { // a manager is told of all networks, and observes them
+		follow[id] = slices.Sorted(maps.Keys(leases))
+	}
+	for id, n := range a.networks {
+		if n.def.ID == "" {
+			continue
+		}
+		follow[id] = n.participants()
+		a.sync(ctx, id)
+	}
+	var managers []overlay.NodeID
+	for _, m := range f.Managers() {
+		managers = append(managers, m.ID)
+	}
+	a.Peers.SetParticipants(follow, managers)
+}
+
+// forget drops a network that was removed, with what is left of it here. In the loop.
+func (a *Agent) forget(ctx context.Context, id overlay.NetworkID) {
+	for _, e := range a.endpoints {
+		if e.Network == id {
+			a.Log.Warn("the network of an endpoint was removed", "network", id, "endpoint", e.ID)
+			delete(a.endpoints, e.ID)
+		}
+	}
+	delete(a.networks, id)
+	a.background(func() {
+		if err := a.Store.Save(Change{Network: id, Forget: true}); err != nil {
+			a.Log.Error("forget a removed network", "network", id, "err", err)
+		}
+	})
+}
+
+// sync fetches the others' records of a network unless this node has them. In the loop.
+func (a *Agent) sync(ctx context.Context, id overlay.NetworkID) {
+	n := a.networks[id]
+	if n.synced || n.syncing || time.Now().Before(n.syncNext) {
+		return
+	}
+	n.syncing, n.done = true, make(chan struct{})
+	lease := n.leases[a.Self]
+	a.background(func() {
+		ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+		defer cancel()
+		err := a.Peers.Sync(ctx, id, lease)
+		_ = a.do(context.Background(), func(life context.Context) {
+			n.syncing, n.synced = false, err == nil
+			n.syncNext = time.Now().Add(syncTimeout)
+			close(n.done)
+			a.replan()
+		})
+	})
+}
+
+// named finds a network by name, ID or prefix among those in which this node has a lease.
+// In the loop.
+func (a *Agent) named(ref string) *network {
+	var known []*network
+	for _, n := range a.networks {
+		if _, ok := n.leases[a.Self]; ok {
+			known = append(known, n)
+		}
+	}
+	n, err := overlay.Find("network", ref, known, func(n *network) (string, string) { return string(n.def.ID), n.def.Name })
+	if err != nil {
+		return nil
+	}
+	return n
+}
+
+// enter finds the network of a request. The first time, it takes a lease and fetches what
+// the participants know; later it asks nobody.
+func (a *Agent) enter(ctx context.Context, ref string) (overlay.NetworkID, error) {
+	var n *network
+	if err := a.do(ctx, func(context.Context) { n = a.named(ref) }); err != nil {
+		return "", err
+	}
+	if n == nil {
+		g, err := a.Control.Grant(ctx, ref, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		if err := a.do(ctx, func(life context.Context) { n = a.know(g.Network, g.Leases, g.Revision); a.learn(life) }); err != nil {
+			return "", err
+		}
+	}
+	return n.def.ID, nil
+}
+
+// more asks for further addresses of a network, or for the ones named.
+func (a *Agent) more(ctx context.Context, id overlay.NetworkID, want int, addrs []netip.Addr) error {
+	g, err := a.Control.Grant(ctx, string(id), want, addrs)
+	if err != nil {
+		return err
+	}
+	return a.do(ctx, func(context.Context) { a.know(g.Network, g.Leases, g.Revision) })
+}
+
+// take picks an address of the subnet from this node's lease: the one asked for, or the one
+// that was given back longest ago. In the loop.
+func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr) (netip.Addr, error) {
+	used := map[netip.Addr]string{}
+	for _, e := range a.endpoints {
+		if e.Network == n.def.ID {
+			for _, ip := range e.IPs {
+				used[ip] = e.Workload
+			}
+		}
+	}
+	if asked.IsValid() {
+		if by := used[asked]; by != "" {
+			return asked, overlay.Errorf(overlay.Exists, "address %s of network %s is in use by %s on this node; take another or detach that", asked, n.def.Name, by)
+		}
+		if _, ok := n.lease.Granted(asked); !ok {
+			return asked, errNotLeased
+		}
+		return asked, nil
+	}
+	best, found := netip.Addr{}, false
+	for _, g := range n.lease.Grants {
+		for ip := g.First; g.Has(ip); ip = ip.Next() {
+			if s.Prefix.Contains(ip) && used[ip] == "" && (!found || n.used[ip] < n.used[best]) {
+				best, found = ip, true
+			}
+		}
+	}
+	if !found {
+		return netip.Addr{}, errLeaseFull
+	}
+	return best, nil
+}
+
+var (
+	errLeaseFull = overlay.Errorf(overlay.Exhausted, "no address is left in this node's lease")
+	errNotLeased = overlay.Errorf(overlay.Exhausted, "the address is not in this node's lease")
+)
+
+// free counts what the lease has left in its scarcest family. In the loop.
+func (a *Agent) free(n *network) int {
+	least := -1
+	for _, s := range n.def.Subnets {
+		left := 0
+		for _, g := range n.lease.Grants {
+			for ip := g.First; g.Has(ip); ip = ip.Next() {
+				if s.Prefix.Contains(ip) && !a.inUse(n.def.ID, ip) {
+					left++
+				}
+			}
+		}
+		if least < 0 || left < least {
+			least = left
+		}
+	}
+	return least
+}
+
+func (a *Agent) inUse(id overlay.NetworkID, ip netip.Addr) bool {
+	for _, e := range a.endpoints {
+		if e.Network == id && slices.Contains(e.IPs, ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// topUp refills the lease behind the attach that took it below the mark. In the loop.
+func (a *Agent) topUp(ctx context.Context, n *network) {
+	if n.refill || a.free(n) >= lowWater {
+		return
+	}
+	n.refill = true
+	id := n.def.ID
+	a.background(func() {
+		err := a.more(ctx, id, 0, nil)
+		if err != nil && ctx.Err() == nil {
+			a.Log.Warn("refill of a lease failed; the next attach tries again", "network", id, "err", err)
+		}
+		_ = a.do(context.Background(), func(context.Context) { n.refill = false })
+	})
+}
+
+// sign states an endpoint's record under the next number. In the loop; the caller saves it
+// before it publishes it.
+func (a *Agent) sign(n *network, r overlay.Record) (overlay.Signed, error) {
+	n.Number++
+	r.V, r.Place, r.Network, r.Owner = 1, a.Facts.Facts().Place, n.def.ID, a.Self
+	r.Incarnation, r.Number, r.Lease = n.Incarnation, n.Number, n.leases[a.Self].Digest()
+	s, err := overlay.Sign(overlay.DomainRecord, a.Key, r)
+	if err != nil {
+		return overlay.Signed{}, err
+	}
+	n.own[r.Endpoint] = s
+	return s, nil
+}
+
+// restate gives gossip the records that this node's disk keeps. Before the loop runs.
+func (a *Agent) restate(ctx context.Context) {
+	f := a.Facts.Facts()
+	for id, n := range a.networks {
+		lease, ok := f.Leases[id][a.Self]
+		if !ok || len(n.own) == 0 {
+			continue
+		}
+		records := slices.SortedFunc(maps.Values(n.own), func(x, y overlay.Signed) int { return number(x).Compare(number(y)) })
+		now, cancel := context.WithCancel(ctx)
+		cancel() // stored and sent, not waited for
+		if _, err := a.Peers.Publish(now, id, records, lease); err != nil {
+			a.Log.Error("state own endpoints again", "network", id, "err", err)
+		}
+	}
+	for _, e := range a.endpoints {
+		a.watch(ctx, e)
+	}
+}
+
+func number(s overlay.Signed) overlay.Version {
+	var r overlay.Record
+	_ = json.Unmarshal(s.Body, &r)
+	return r.Version()
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"net/netip"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Store keeps the node's own endpoints on its disk.
+type Store interface {
+	Load() (Saved, error)
+	// Save makes a change durable, all of it or nothing.
+	Save(Change) error
+}
+
+// Saved is what a node knew of its own endpoints when it last ran.
+type Saved struct {
+	Endpoints []Row
+	Records   []OwnRecord
+	Networks  map[overlay.NetworkID]Counter
+}
+
+// Change is one durable step: rows to keep or drop, and the records that state it.
+type Change struct {
+	Network overlay.NetworkID
+	Counter Counter
+	Record  OwnRecord
+	Put     *Row
+	Delete  overlay.EndpointID
+	Forget  bool // the network is gone: drop its counter and all its rows and records
+}
+
+// Counter numbers this node's changes in one network.
+type Counter struct {
+	Incarnation uint64 `json:"incarnation"`
+	Number      uint64 `json:"number"`
+}
+
+// OwnRecord is a record that this node signed: of an endpoint, or a tombstone.
+type OwnRecord struct {
+	Network  overlay.NetworkID  `json:"network"`
+	Endpoint overlay.EndpointID `json:"endpoint"`
+	Signed   overlay.Signed     `json:"signed"`
+}
+
+// Row is one of the node's own endpoints as its disk keeps it.
+type Row struct {
+	V         int                `json:"v"`
+	ID        overlay.EndpointID `json:"id"`
+	Network   overlay.NetworkID  `json:"network"`
+	Workload  string             `json:"workload"`
+	MAC       overlay.MAC        `json:"mac"`
+	IPs       []netip.Addr       `json:"ips"`
+	Namespace datapath.NS        `json:"namespace"`
+	Make      string             `json:"make,omitempty"` // name under /run/netns that heddle makes and removes
+	IfName    string             `json:"ifname"`
+	Aliases   []string           `json:"aliases,omitempty"`
+	Service   string             `json:"service,omitempty"`
+	Labels    map[string]string  `json:"labels,omitempty"`
+	PID       int                `json:"pid,omitempty"` // the process whose end detaches it
+	Started   uint64             `json:"started,omitempty"`
+}

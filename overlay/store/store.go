@@ -1,0 +1,240 @@
+// Package store keeps what a node must find again after a restart, in one bbolt file: its
+// own endpoints and records, the last facts, and what other nodes said of themselves.
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/agent"
+)
+
+// Buckets of the file, and the keys in the one for single values.
+var (
+	endpoints = []byte("endpoints") // endpoint ID → agent.Row
+	records   = []byte("records")   // network ID + endpoint ID → agent.OwnRecord
+	counters  = []byte("counters")  // network ID → agent.Counter
+	single    = []byte("single")
+
+	keyVersion = []byte("v")
+	keyFacts   = []byte("facts")
+	keyNodes   = []byte("nodes")
+	keyNumber  = []byte("number")
+)
+
+// version is the version of the file's layout (format "disk").
+const version = 1
+
+// Store is an open file. It is safe for concurrent use; every write is on the disk when it
+// returns.
+type Store struct{ db *bbolt.DB }
+
+// Open opens or makes the file. It fails when another process has it open.
+func Open(path string) (*Store, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, overlay.Errorf(overlay.InUse, "another heddle daemon has %s open; stop it, or use another --data-dir", path)
+	}
+	if err != nil {
+		return nil, overlay.Errorf(overlay.Internal, "open %s: %w", path, err)
+	}
+	s := &Store{db}
+	if err := s.prepare(); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) prepare() error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{endpoints, records, counters, single} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		v := version
+		if b := tx.Bucket(single).Get(keyVersion); b != nil {
+			if err := json.Unmarshal(b, &v); err != nil {
+				return overlay.Errorf(overlay.Internal, "the node's store has no readable version: %w", err)
+			}
+		}
+		if err := overlay.CheckVersion("disk", v); err != nil {
+			return err
+		}
+		return put(tx, single, keyVersion, v)
+	})
+}
+
+// Close closes the file.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Clear forgets everything: for a node that left its cluster.
+func (s *Store) Clear() error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{endpoints, records, counters, single} {
+			if err := tx.DeleteBucket(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return overlay.Errorf(overlay.Internal, "clear the node's store: %w", err)
+	}
+	return s.prepare()
+}
+
+func put(tx *bbolt.Tx, bucket, key []byte, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucket).Put(key, b)
+}
+
+// Load reads the node's own endpoints.
+func (s *Store) Load() (agent.Saved, error) {
+	out := agent.Saved{Networks: map[overlay.NetworkID]agent.Counter{}}
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		return errors.Join(
+			tx.Bucket(endpoints).ForEach(func(_, b []byte) error {
+				var r agent.Row
+				if err := json.Unmarshal(b, &r); err != nil {
+					return err
+				}
+				out.Endpoints = append(out.Endpoints, r)
+				return overlay.CheckVersion("disk", r.V)
+			}),
+			tx.Bucket(records).ForEach(func(_, b []byte) error {
+				var r agent.OwnRecord
+				out.Records = append(out.Records, r)
+				return json.Unmarshal(b, &out.Records[len(out.Records)-1])
+			}),
+			tx.Bucket(counters).ForEach(func(k, b []byte) error {
+				var c agent.Counter
+				err := json.Unmarshal(b, &c)
+				out.Networks[overlay.NetworkID(k)] = c
+				return err
+			}))
+	})
+	if err != nil {
+		return out, overlay.Errorf(overlay.Internal, "read the node's own endpoints: %w", err)
+	}
+	return out, nil
+}
+
+// Save makes a change of the node's own endpoints durable, all of it or nothing.
+func (s *Store) Save(c agent.Change) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if c.Forget {
+			return forget(tx, c.Network)
+		}
+		if c.Put != nil {
+			if err := put(tx, endpoints, []byte(c.Put.ID), c.Put); err != nil {
+				return err
+			}
+		}
+		if c.Delete != "" {
+			if err := tx.Bucket(endpoints).Delete([]byte(c.Delete)); err != nil {
+				return err
+			}
+		}
+		if err := put(tx, records, []byte(string(c.Network)+string(c.Record.Endpoint)), c.Record); err != nil {
+			return err
+		}
+		return raise(tx, c.Network, c.Counter)
+	})
+	if err != nil {
+		return overlay.Errorf(overlay.Internal, "write the node's endpoints to its disk: %w", err)
+	}
+	return nil
+}
+
+// raise keeps the higher counter: changes made at the same time may be saved in any order.
+func raise(tx *bbolt.Tx, id overlay.NetworkID, c agent.Counter) error {
+	var old agent.Counter
+	if b := tx.Bucket(counters).Get([]byte(id)); b != nil {
+		if err := json.Unmarshal(b, &old); err != nil {
+			return err
+		}
+	}
+	if overlay.Version(old).Compare(overlay.Version(c)) >= 0 {
+		return nil
+	}
+	return put(tx, counters, []byte(id), c)
+}
+
+func forget(tx *bbolt.Tx, id overlay.NetworkID) error {
+	if err := tx.Bucket(counters).Delete([]byte(id)); err != nil {
+		return err
+	}
+	var drop [][2][]byte
+	_ = tx.Bucket(records).ForEach(func(k, _ []byte) error {
+		if overlay.NetworkID(k[:len(id)]) == id {
+			drop = append(drop, [2][]byte{records, k}, [2][]byte{endpoints, k[len(id):]})
+		}
+		return nil
+	})
+	for _, d := range drop {
+		if err := tx.Bucket(d[0]).Delete(d[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SaveFacts keeps the newest facts.
+func (s *Store) SaveFacts(f *overlay.Facts) error { return s.set(keyFacts, f) }
+
+// LoadFacts is the newest facts that were kept, or nil.
+func (s *Store) LoadFacts() (*overlay.Facts, error) {
+	var f *overlay.Facts
+	if err := s.get(keyFacts, &f); err != nil || f == nil {
+		return nil, err
+	}
+	return f, overlay.CheckVersion("facts", f.V)
+}
+
+// SaveNodes keeps what other nodes said of themselves, so that they are found again when no
+// manager answers.
+func (s *Store) SaveNodes(n map[overlay.NodeID]overlay.SignedNode) error { return s.set(keyNodes, n) }
+
+// LoadNodes is what SaveNodes kept.
+func (s *Store) LoadNodes() (n map[overlay.NodeID]overlay.SignedNode, err error) {
+	err = s.get(keyNodes, &n)
+	return n, err
+}
+
+// NextNumber counts this node's own node records, from 1.
+func (s *Store) NextNumber() (n uint64, err error) {
+	if err := s.get(keyNumber, &n); err != nil {
+		return 0, err
+	}
+	return n + 1, s.set(keyNumber, n+1)
+}
+
+func (s *Store) set(key []byte, v any) error {
+	if err := s.db.Update(func(tx *bbolt.Tx) error { return put(tx, single, key, v) }); err != nil {
+		return overlay.Errorf(overlay.Internal, "write %s to the node's disk: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Store) get(key []byte, v any) error {
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(single).Get(key); b != nil {
+			return json.Unmarshal(b, v)
+		}
+		return nil
+	})
+	if err != nil {
+		return overlay.Errorf(overlay.Internal, "read %s from the node's disk: %w", key, err)
+	}
+	return nil
+}
