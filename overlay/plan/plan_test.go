@@ -1,0 +1,154 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+const (
+	nodeA = overlay.NodeID("aa000000000000000000000000000000")
+	nodeB = overlay.NodeID("bb000000000000000000000000000000")
+	nodeC = overlay.NodeID("cc000000000000000000000000000000")
+	blue  = overlay.NetworkID("b1000000000000000000000000000000")
+	web   = overlay.EndpointID("e1000000000000000000000000000000")
+	db    = overlay.EndpointID("e2000000000000000000000000000000")
+)
+
+// view is node A's: web on A, db on B, in a dual-stack network in which C takes part too.
+func view() View {
+	node := func(addr string, mtu int) overlay.NodeRecord {
+		return overlay.NodeRecord{DataPath4: netip.MustParseAddr(addr), MTU: mtu}
+	}
+	return View{Self: nodeA, DataPathPort: 4789,
+		Networks: map[overlay.NetworkID]overlay.Network{blue: {ID: blue, VNI: overlay.MinVNI + 7, NetworkSpec: overlay.NetworkSpec{
+			Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true, Subnets: []overlay.Subnet{
+				{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
+				{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")}}}}},
+		Participants: map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA, nodeB, nodeC}},
+		Local: []Endpoint{{ID: web, Network: blue, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IfName: "eth0", Make: "web",
+			Namespace: datapath.NS{Path: "/run/netns/web"},
+			IPs:       []netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr("fd00:20::2")}}},
+		Remote: map[overlay.NetworkID][]overlay.Claim{blue: {{Record: overlay.Record{Owner: nodeB, Endpoint: db, MAC: overlay.MAC{2, 0, 0, 0, 0, 2},
+			IPs: []netip.Addr{netip.MustParseAddr("10.20.0.9"), netip.MustParseAddr("fd00:20::9")}}}}},
+		Nodes: map[overlay.NodeID]overlay.NodeRecord{nodeA: node("192.0.2.1", 1500), nodeB: node("192.0.2.2", 1500), nodeC: node("192.0.2.3", 9000)},
+	}
+}
+
+// text prints a configuration a row a line, sorted, for golden files.
+func text(c datapath.Config) string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	for _, n := range c.Namespaces {
+		add("namespace %s owner=%.4s partial=%v", n.Name, n.Owner, n.Partial)
+	}
+	for _, l := range c.Links {
+		add("link %s %s %s owner=%.4s mac=%s mtu=%d master=%s port=%+v vxlan=%+v peer=%+v", l.NS.Path, l.Name, l.Kind, l.Owner, l.MAC, l.MTU, l.Master, l.Port, l.VXLAN, l.Peer)
+	}
+	for _, a := range c.Addresses {
+		add("address %s %s %s owner=%.4s", a.NS.Path, a.Link, a.Prefix, a.Owner)
+	}
+	for _, n := range c.Neighbors {
+		add("neighbor %s %s %s %s owner=%.4s", n.NS.Path, n.Link, n.IP, n.MAC, n.Owner)
+	}
+	for _, f := range c.FDB {
+		add("fdb %s %s %s vtep=%s owner=%.4s", f.NS.Path, f.Link, f.MAC, f.VTEP, f.Owner)
+	}
+	add("filter port=%d min=%d", c.Filter.Port, c.Filter.MinVNI)
+	for _, a := range c.Filter.Allowed {
+		add("allow %s vni=%d", a.Source, a.VNI)
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func TestBuildGolden(t *testing.T) {
+	got := text(Build(view()))
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile("testdata/overlay.txt", []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile("testdata/overlay.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("plan differs from testdata/overlay.txt (UPDATE=1 rewrites it):\n%s", d)
+	}
+}
+
+func TestBuildWants(t *testing.T) {
+	cases := []struct {
+		name   string
+		change func(*View)
+		check  func(datapath.Config) bool
+	}{
+		{"nothing without local endpoints", func(v *View) { v.Local = nil },
+			func(c datapath.Config) bool { return text(c) == "filter port=0 min=0\n" }},
+		{"nothing before the network is known", func(v *View) { v.Networks = nil },
+			func(c datapath.Config) bool { return len(c.Links) == 0 }},
+		{"nothing before the own data-path address is known", func(v *View) { delete(v.Nodes, nodeA) },
+			func(c datapath.Config) bool { return len(c.Links) == 0 }},
+		{"no entry for an owner without a node record", func(v *View) { delete(v.Nodes, nodeB) },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.Filter.Allowed) == 1 }},
+		{"own claims make no remote entry", func(v *View) { v.Remote[blue][0].Record.Owner = nodeA },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.FDB) == 1 }},
+		{"only participants are let in", func(v *View) { v.Participants[blue] = []overlay.NodeID{nodeA, nodeC} },
+			func(c datapath.Config) bool {
+				return len(c.Filter.Allowed) == 1 && c.Filter.Allowed[0].Source.String() == "192.0.2.3"
+			}},
+		{"a partial network stays marked", func(v *View) { v.Partial = map[overlay.NetworkID]bool{blue: true} },
+			func(c datapath.Config) bool {
+				return slices.ContainsFunc(c.Namespaces, func(n datapath.Namespace) bool { return n.Partial })
+			}},
+		{"a given namespace is not made", func(v *View) { v.Local[0].Make = "" },
+			func(c datapath.Config) bool { return len(c.Namespaces) == 1 }},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			v := view()
+			tc.change(&v)
+			if c := Build(v); !tc.check(c) {
+				t.Errorf("got\n%s", text(c))
+			}
+		})
+	}
+}
+
+func TestMTU(t *testing.T) {
+	cases := []struct {
+		name   string
+		change func(*View)
+		want   int
+	}{
+		{"least of the participants", func(*View) {}, 1450},
+		{"a smaller participant", func(v *View) { v.Nodes[nodeC] = overlay.NodeRecord{MTU: 1400} }, 1350},
+		{"IPv6 underlay", func(v *View) {
+			v.Nodes[nodeA] = overlay.NodeRecord{DataPath6: netip.MustParseAddr("2001:db8::1"), MTU: 1500}
+		}, 1430},
+		{"option", func(v *View) {
+			n := v.Networks[blue]
+			n.Options = map[string]string{"mtu": "1300"}
+			v.Networks[blue] = n
+		}, 1300},
+		{"nothing known", func(v *View) { v.Nodes = nil }, 1450},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			v := view()
+			tc.change(&v)
+			if got := MTU(v.Networks[blue], v); got != tc.want {
+				t.Errorf("MTU = %d, want %d", got, tc.want)
+			}
+		})
+	}
+}
