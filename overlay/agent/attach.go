@@ -240,8 +240,13 @@ func (a *Agent) ifName(r overlay.AttachRequest, t target) (string, error) {
 	}
 }
 
+// owners are those whose objects the endpoint needs.
 func owners(e *endpoint) []datapath.Owner {
-	return []datapath.Owner{datapath.Owner(e.Network), datapath.Owner(e.ID)}
+	o := []datapath.Owner{datapath.Owner(e.Network), datapath.Owner(e.ID)}
+	if e.Make != "" {
+		o = append(o, plan.NamespaceOwner(e.Make))
+	}
+	return o
 }
 
 // realise makes the endpoint durable, real and known, all at the same time.

@@ -34,6 +34,10 @@ type Endpoint struct {
 	IfName    string
 }
 
+// NamespaceOwner owns a namespace that heddle makes for a workload: it serves all the
+// workload's endpoints, so that none of them can own it.
+func NamespaceOwner(workload string) datapath.Owner { return datapath.Owner("workload/" + workload) }
+
 // Build makes the whole wanted configuration. A network has kernel objects on a node only
 // while the node has endpoints in it.
 func Build(v View) datapath.Config {
@@ -51,7 +55,7 @@ func Build(v View) datapath.Config {
 		for _, e := range eps {
 			if e.Make != "" && !made[e.Make] {
 				made[e.Make] = true
-				c.Namespaces = append(c.Namespaces, datapath.Namespace{Name: e.Make, Owner: datapath.Owner(e.ID)})
+				c.Namespaces = append(c.Namespaces, datapath.Namespace{Name: e.Make, Owner: NamespaceOwner(e.Make)})
 			}
 		}
 		vxlan(&c, v, n, eps)

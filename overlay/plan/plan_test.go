@@ -48,7 +48,7 @@ func text(c datapath.Config) string {
 	var lines []string
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	for _, n := range c.Namespaces {
-		add("namespace %s owner=%.4s partial=%v", n.Name, n.Owner, n.Partial)
+		add("namespace %s owner=%.12s partial=%v", n.Name, n.Owner, n.Partial)
 	}
 	for _, l := range c.Links {
 		add("link %s %s %s owner=%.4s mac=%s mtu=%d master=%s port=%+v vxlan=%+v peer=%+v", l.NS.Path, l.Name, l.Kind, l.Owner, l.MAC, l.MTU, l.Master, l.Port, l.VXLAN, l.Peer)

@@ -1,0 +1,412 @@
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	self  = overlay.NodeID("aa000000000000000000000000000000")
+	other = overlay.NodeID("bb000000000000000000000000000000")
+	blue  = overlay.NetworkID("b1000000000000000000000000000000")
+)
+
+var (
+	place   = overlay.Place{Cluster: "c1", Epoch: 1}
+	ring    = ed25519.NewKeyFromSeed(make([]byte, 32))
+	nodeKey = ed25519.NewKeyFromSeed([]byte(strings.Repeat("n", 32)))
+)
+
+// world is everything around an agent, in memory. Its methods are the interfaces' and may be
+// called from any goroutine.
+type world struct {
+	mu        sync.Mutex
+	facts     *overlay.Facts
+	factsCh   chan struct{}
+	peersCh   chan struct{}
+	grants    int // how often the managers were asked
+	size      int // addresses of each family per grant
+	limit     int // addresses of the network
+	down      bool
+	config    datapath.Config
+	gen       uint64
+	broken    map[datapath.Owner]error
+	published []overlay.Signed
+	told      chan overlay.Signed // the same, for who waits for one
+	silent    []overlay.NodeID
+	saved     Saved
+	saveErr   error
+	ended     chan struct{}
+	links     []string
+}
+
+func newWorld() *world {
+	return &world{factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
+		broken: map[datapath.Owner]error{}, saved: Saved{Networks: map[overlay.NetworkID]Counter{}},
+		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
+			other: {ID: other, Name: "bee"}}}}
+}
+
+type factsOf struct{ *world }
+
+func (w factsOf) Facts() *overlay.Facts    { w.mu.Lock(); defer w.mu.Unlock(); return w.facts }
+func (w factsOf) Changed() <-chan struct{} { return w.factsCh }
+
+var blueNet = overlay.Network{ID: blue, VNI: overlay.MinVNI, NetworkSpec: overlay.NetworkSpec{Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
+	Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
+		{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")}}}}
+
+func (w *world) Grant(_ context.Context, ref string, want int, addrs []netip.Addr) (Grant, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down {
+		return Grant{}, overlay.Errorf(overlay.Unavailable, "no manager answers")
+	}
+	if ref != "blue" && ref != string(blue) {
+		return Grant{}, overlay.Errorf(overlay.NotFound, "there is no network %q", ref)
+	}
+	w.grants++
+	n := min(w.grants*w.size, w.limit)
+	if n == (w.grants-1)*w.size && want > 0 {
+		return Grant{}, overlay.Errorf(overlay.Exhausted, "network blue is full")
+	}
+	l := overlay.Lease{V: 1, Place: place, Network: blue, Node: self, Key: nodeKey.Public().(ed25519.PublicKey), Index: uint64(w.grants)}
+	add := func(first string, n int) {
+		a := netip.MustParseAddr(first)
+		last := a
+		for range n - 1 {
+			last = last.Next()
+		}
+		l.Grants = append(l.Grants, overlay.Grant{First: a, Last: last, Index: 1})
+	}
+	add("10.20.0.2", n)
+	add("fd00:20::2", n)
+	for _, a := range addrs {
+		l.Grants = append(l.Grants, overlay.Grant{First: a, Last: a, Index: uint64(w.grants)})
+	}
+	s, err := overlay.Sign(overlay.DomainLease, ring, l)
+	return Grant{Network: blueNet, Leases: map[overlay.NodeID]overlay.Signed{self: s}, Revision: uint64(w.grants)}, err
+}
+
+func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Signed, _ overlay.Signed) ([]overlay.NodeID, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.published = append(w.published, r...)
+	for _, s := range r {
+		w.told <- s
+	}
+	return w.silent, nil
+}
+func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error { return nil }
+func (w *world) SetParticipants(map[overlay.NetworkID][]overlay.NodeID, []overlay.NodeID) {
+}
+func (w *world) Claims(overlay.NetworkID) []overlay.Claim { return nil }
+func (w *world) Stated(overlay.NetworkID) overlay.Version { return overlay.Version{} }
+func (w *world) Nodes() map[overlay.NodeID]overlay.NodeRecord {
+	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}}
+}
+func (w *world) Changed() <-chan struct{} { return w.peersCh }
+
+func (w *world) Set(c datapath.Config) uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gen++
+	w.config = c
+	return w.gen
+}
+func (w *world) Wait(_ context.Context, _ uint64, owners ...datapath.Owner) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range owners {
+		for _, l := range w.config.Links {
+			if err := w.broken[datapath.Owner(l.Peer.Name)]; err != nil && l.Owner == o {
+				return err
+			}
+		}
+	}
+	return nil
+}
+func (w *world) Inode(path string) (uint64, error) {
+	if path == "/missing" {
+		return 0, overlay.Errorf(overlay.NotFound, "namespace /missing does not exist")
+	}
+	return 7, nil
+}
+func (w *world) LinkNames(datapath.NS) ([]string, error) { return w.links, nil }
+func (w *world) Err(datapath.Owner) error                { return nil }
+
+func (w *world) Load() (Saved, error) { w.mu.Lock(); defer w.mu.Unlock(); return w.saved, nil }
+func (w *world) Save(c Change) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.saveErr != nil {
+		return w.saveErr
+	}
+	if c.Put != nil {
+		w.saved.Endpoints = append(w.saved.Endpoints, *c.Put)
+	}
+	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Delete })
+	w.saved.Records = append(w.saved.Records, c.Record)
+	w.saved.Networks[c.Network] = c.Counter
+	return nil
+}
+
+func (w *world) Started(pid int) (uint64, error) { return uint64(pid) * 10, nil }
+func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
+	select {
+	case <-w.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// start runs an agent in w until the test ends or stop is called.
+func start(t *testing.T, w *world) (a *Agent, stop func()) {
+	t.Helper()
+	n := byte(0)
+	a, err := New(Config{Self: self, Name: "ay", Key: nodeKey, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
+		Random: func(b []byte) { n++; b[0], b[len(b)-1] = n, n }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan struct{})
+	go func() { defer close(ran); _ = a.Run(ctx) }()
+	stop = func() { cancel(); <-ran }
+	t.Cleanup(stop)
+	return a, stop
+}
+
+func attach(t *testing.T, a *Agent, name string) overlay.Endpoint {
+	t.Helper()
+	r, err := a.Attach(t.Context(), overlay.AttachRequest{Name: name, Network: "blue"})
+	if err != nil {
+		t.Fatalf("attach %s: %v", name, err)
+	}
+	return r.Endpoint
+}
+
+func TestAttachIsLocalAfterTheFirst(t *testing.T) {
+	w := newWorld()
+	w.size = 8
+	a, _ := start(t, w)
+	first := attach(t, a, "web")
+	if first.IPv4.String() != "10.20.0.2/24" || first.IPv6.String() != "fd00:20::2/64" || first.State != overlay.EndpointReady || first.Interface != "eth0" {
+		t.Fatalf("first endpoint: %+v", first)
+	}
+	w.mu.Lock()
+	w.down = true
+	w.mu.Unlock()
+	if e := attach(t, a, "db"); e.IPv4.String() != "10.20.0.3/24" {
+		t.Errorf("second endpoint has %s", e.IPv4)
+	}
+	if again := attach(t, a, "web"); again.ID != first.ID {
+		t.Errorf("a repeated attach made another endpoint")
+	}
+	if len(w.saved.Endpoints) != 2 || len(w.published) != 2 {
+		t.Errorf("%d endpoints saved, %d records published; want 2 and 2", len(w.saved.Endpoints), len(w.published))
+	}
+	var r overlay.Record
+	if err := w.published[1].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 2 || r.Workload != "db" || r.Owner != self {
+		t.Errorf("second record: %+v, %v", r, err)
+	}
+}
+
+func TestLeaseIsRefilledThenFull(t *testing.T) {
+	w := newWorld() // 4 addresses per grant, 8 in all
+	a, _ := start(t, w)
+	seen := map[string]bool{}
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		seen[attach(t, a, name).IPv4.String()] = true
+	}
+	if len(seen) != 8 {
+		t.Fatalf("8 workloads have %d addresses", len(seen))
+	}
+	_, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "i", Network: "blue"})
+	if overlay.KindOf(err) != overlay.Exhausted {
+		t.Fatalf("ninth attach: %v", err)
+	}
+	if err := a.Detach(t.Context(), "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	if e := attach(t, a, "i"); e.IPv4.String() != "10.20.0.4/24" {
+		t.Errorf("after a detach, got %s", e.IPv4)
+	}
+}
+
+func TestAddressesAreReusedLast(t *testing.T) {
+	w := newWorld()
+	w.size = 8
+	a, _ := start(t, w)
+	gone := attach(t, a, "web").IPv4
+	if err := a.Detach(t.Context(), "web", "blue"); err != nil {
+		t.Fatal(err)
+	}
+	if e := attach(t, a, "db"); e.IPv4 == gone {
+		t.Errorf("the address just given back was taken again while others were free")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	cases := []struct {
+		name string
+		req  overlay.AttachRequest
+		prep func(*world)
+		kind overlay.Kind
+		says string
+	}{
+		{"unknown network", overlay.AttachRequest{Name: "x", Network: "red"}, nil, overlay.NotFound, "red"},
+		{"bad name", overlay.AttachRequest{Name: "a b", Network: "blue"}, nil, overlay.Invalid, "a b"},
+		{"no manager", overlay.AttachRequest{Name: "x", Network: "blue"}, func(w *world) { w.down = true }, overlay.Unavailable, "no manager"},
+		{"no namespace", overlay.AttachRequest{Name: "x", Network: "blue", Netns: "/missing"}, nil, overlay.NotFound, "/missing"},
+		{"address of no subnet", overlay.AttachRequest{Name: "x", Network: "blue", IP: netip.MustParseAddr("10.99.0.1")}, nil, overlay.Invalid, "10.99.0.1"},
+		{"taken interface name", overlay.AttachRequest{Name: "x", Network: "blue", Netns: "/ns", IfName: "lan0"}, func(w *world) { w.links = []string{"lo", "lan0"} }, overlay.Exists, "lan0"},
+		{"full disk", overlay.AttachRequest{Name: "x", Network: "blue"}, func(w *world) { w.saveErr = errors.New("no space left on device") }, overlay.Internal, "no space"},
+		{"kernel refuses", overlay.AttachRequest{Name: "x", Network: "blue"}, func(w *world) { w.broken["eth0"] = overlay.Errorf(overlay.Exists, "foreign eth0") }, overlay.Exists, "foreign"},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld()
+			if tc.prep != nil {
+				tc.prep(w)
+			}
+			a, _ := start(t, w)
+			_, err := a.Attach(t.Context(), tc.req)
+			if overlay.KindOf(err) != tc.kind || !strings.Contains(err.Error(), tc.says) {
+				t.Fatalf("got %s %v, want %s with %q", overlay.KindOf(err), err, tc.kind, tc.says)
+			}
+			rows, err := a.Endpoints(t.Context())
+			if err != nil || len(rows) != 0 || len(w.config.Links) != 0 || len(w.saved.Endpoints) != 0 {
+				t.Errorf("something half-made stays: %v %v %v", rows, w.config.Links, w.saved.Endpoints)
+			}
+		})
+	}
+}
+
+func TestGivenNamespaceGetsTheNextName(t *testing.T) {
+	w := newWorld()
+	w.links = []string{"lo", "eth0"}
+	a, _ := start(t, w)
+	r, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue", Netns: "/ns"})
+	if err != nil || r.Endpoint.Interface != "eth1" {
+		t.Errorf("interface %q, %v; want eth1", r.Endpoint.Interface, err)
+	}
+	_, err = a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue", Netns: "/elsewhere"})
+	if overlay.KindOf(err) != overlay.Exists {
+		t.Errorf("the same workload in another namespace: %v", err)
+	}
+}
+
+func TestAskedAddressOutsideTheLease(t *testing.T) {
+	w := newWorld()
+	a, _ := start(t, w)
+	r, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue", IP: netip.MustParseAddr("10.20.0.77")})
+	if err != nil || r.Endpoint.IPv4.String() != "10.20.0.77/24" {
+		t.Fatalf("%v %v", r.Endpoint.IPv4, err)
+	}
+	_, err = a.Attach(t.Context(), overlay.AttachRequest{Name: "db", Network: "blue", IP: netip.MustParseAddr("10.20.0.77")})
+	if overlay.KindOf(err) != overlay.Exists || !strings.Contains(err.Error(), "web") {
+		t.Errorf("an address in use: %v", err)
+	}
+}
+
+func TestSilentParticipantsAreNamed(t *testing.T) {
+	w := newWorld()
+	w.silent = []overlay.NodeID{other}
+	a, _ := start(t, w)
+	r, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue"})
+	if err != nil || !slices.Equal(r.Silent, []string{"bee"}) {
+		t.Errorf("silent %v, %v", r.Silent, err)
+	}
+}
+
+// A daemon that starts again wants exactly what it wanted before, and numbers go on.
+func TestRestart(t *testing.T) {
+	w := newWorld()
+	w.size = 8
+	a, stop := start(t, w)
+	before := attach(t, a, "web")
+	attach(t, a, "db")
+	if err := a.Detach(t.Context(), "db", ""); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	g, err := w.Grant(t.Context(), "blue", 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.facts = &overlay.Facts{V: 1, Revision: 9, Place: place, Networks: map[overlay.NetworkID]overlay.Network{blue: g.Network},
+		Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{blue: g.Leases}, Nodes: w.facts.Nodes}
+	w.published, w.down = nil, true
+	a, _ = start(t, w)
+	rows, err := a.Endpoints(t.Context())
+	if err != nil || len(rows) != 1 || rows[0].ID != before.ID || rows[0].IPv4 != before.IPv4 {
+		t.Fatalf("after a restart: %+v %v", rows, err)
+	}
+	if len(w.published) != 2 {
+		t.Errorf("%d records stated again, want the endpoint and the tombstone", len(w.published))
+	}
+	attach(t, a, "new")
+	var r overlay.Record
+	if err := w.published[2].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 4 {
+		t.Errorf("the next change has number %d (%v), want 4", r.Number, err)
+	}
+}
+
+func TestRemovedNetworkAndNode(t *testing.T) {
+	w := newWorld()
+	a, _ := start(t, w)
+	attach(t, a, "web")
+	tell := func(f overlay.Facts) {
+		w.mu.Lock()
+		w.facts = &f
+		w.mu.Unlock()
+		w.factsCh <- struct{}{}
+	}
+	tell(overlay.Facts{V: 1, Revision: 99, Place: place, Nodes: map[overlay.NodeID]overlay.Node{}})
+	for range 2 { // the second call comes after the loop has seen the facts
+		if _, err := a.Endpoints(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rows, _ := a.Endpoints(t.Context()); len(rows) != 0 {
+		t.Errorf("endpoints of a removed network: %v", rows)
+	}
+}
+
+func TestSessionEnds(t *testing.T) {
+	w := newWorld()
+	a, _ := start(t, w)
+	if _, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "job", Network: "blue", Session: 42}); err != nil {
+		t.Fatal(err)
+	}
+	close(w.ended)
+	for s := range w.told {
+		var r overlay.Record
+		if err := s.Decode(overlay.DomainRecord, &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Deleted {
+			break
+		}
+	}
+	if rows, err := a.Endpoints(t.Context()); err != nil || len(rows) != 0 {
+		t.Errorf("endpoints after the process ended: %v %v", rows, err)
+	}
+}
