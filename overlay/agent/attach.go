@@ -109,10 +109,12 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 
 // place makes the endpoint in the view, asking for more addresses where the lease has none.
 func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.AttachRequest, t target) (at attached, err error) {
-	for range 2 {
-		if e := a.do(ctx, func(life context.Context) { at, err = a.put(life, id, r, t) }); e != nil {
+	for range 3 {
+		var refill chan struct{}
+		if e := a.do(ctx, func(life context.Context) { at, err = a.put(life, id, r, t); refill = a.network(id).refill }); e != nil {
 			return at, e
 		}
+		var refused error
 		switch {
 		case errors.Is(err, errNotLeased):
 			var want []netip.Addr
@@ -121,20 +123,23 @@ func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.Attac
 					want = append(want, ip)
 				}
 			}
-			err = a.more(ctx, id, 0, want)
+			refused = a.more(ctx, id, 0, want)
+		case errors.Is(err, errLeaseFull) && refill != nil:
+			select { // it may bring what this request needs
+			case <-refill:
+			case <-ctx.Done():
+				refused = overlay.Errorf(overlay.Unavailable, "gave up waiting for a manager: %w", ctx.Err())
+			}
 		case errors.Is(err, errLeaseFull):
-			err = a.more(ctx, id, 1, nil)
+			refused = a.more(ctx, id, 1, nil)
 		default:
 			return at, err
 		}
-		if err != nil {
-			return at, err
+		if refused != nil {
+			return at, refused
 		}
 	}
-	if err == nil {
-		err = overlay.Errorf(overlay.Exhausted, "network %s has no address left for this node", r.Network)
-	}
-	return at, err
+	return at, overlay.Errorf(overlay.Exhausted, "network %s has no address left for this node; detach something, or remove a node that is gone", r.Network)
 }
 
 // put is place's step in the loop: it decides everything about the endpoint and plans it.

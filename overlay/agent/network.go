@@ -247,17 +247,19 @@ func (a *Agent) inUse(id overlay.NetworkID, ip netip.Addr) bool {
 
 // topUp refills the lease behind the attach that took it below the mark. In the loop.
 func (a *Agent) topUp(ctx context.Context, n *network) {
-	if n.refill || a.free(n) >= lowWater {
+	if n.refill != nil || a.free(n) >= lowWater {
 		return
 	}
-	n.refill = true
+	done := make(chan struct{})
+	n.refill = done
 	id := n.def.ID
 	a.background(func() {
 		err := a.more(ctx, id, 0, nil)
 		if err != nil && ctx.Err() == nil {
 			a.Log.Warn("refill of a lease failed; the next attach tries again", "network", id, "err", err)
 		}
-		_ = a.do(context.Background(), func(context.Context) { n.refill = false })
+		_ = a.do(context.Background(), func(context.Context) { n.refill = nil })
+		close(done)
 	})
 }
 
