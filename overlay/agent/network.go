@@ -31,7 +31,7 @@ type network struct {
 	syncing  bool          // a fetch is under way
 	done     chan struct{} // closed at the end of that fetch
 	syncNext time.Time     // not before then, after one that failed
-	refill   bool          // a refill is under way
+	refill   chan struct{} // closed at the end of the refill under way; nil when there is none
 }
 
 // network is the entry of an ID, made when it is missing. In the loop (or before it runs).
