@@ -1,0 +1,374 @@
+package datapath
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Diff is what has to be done to a kernel that holds have, so that it holds want. Order:
+// the filter and additions to the allow-set, namespaces, links (bridges, VXLAN devices,
+// veths; all down), addresses, neighbours, forwarding entries, links up; then removals,
+// those of the allow-set last. A removal comes earlier only where what replaces it needs
+// its name. A VXLAN device is thus never up without its port flags and the allow-set.
+func Diff(have *State, want *Config) []Op {
+	d := differ{
+		have: have, want: want,
+		links:   make(map[LinkKey]*Link, len(want.Links)),
+		added:   map[LinkKey]bool{},
+		moved:   map[LinkKey]bool{},
+		deleted: map[LinkKey]bool{},
+	}
+	d.ending = unwanted(have.Namespaces, want.Namespaces, func(n Namespace) string { return n.Name }, strings.Compare)
+	d.addFilter()
+	d.addNamespaces()
+	d.addLinks()
+	d.addAddresses()
+	d.addEntries()
+	d.upLinks()
+	d.delRows()
+	d.delLinks()
+	d.delFilter()
+	return d.ops
+}
+
+type differ struct {
+	have    *State
+	want    *Config
+	ops     []Op
+	links   map[LinkKey]*Link // wanted
+	added   map[LinkKey]bool  // links made by ops, whose rows are gone or never were
+	moved   map[LinkKey]bool  // ports that change their bridge: their forwarding entries are gone
+	deleted map[LinkKey]bool  // links deleted by ops, and far ends that go with them
+	ending  []Namespace       // to be removed
+}
+
+func (d *differ) do(op Op) { d.ops = append(d.ops, op) }
+
+func (d *differ) addFilter() {
+	have, want := &d.have.Filter, &d.want.Filter
+	if want.Port == 0 {
+		return
+	}
+	if have.Port != want.Port || have.MinVNI != want.MinVNI {
+		d.do(SetFilter{*want})
+		return
+	}
+	var add []Allow
+	for _, a := range want.Allowed {
+		if !have.Allowed[a] {
+			add = append(add, a)
+		}
+	}
+	if len(add) > 0 {
+		d.do(AddAllow{add})
+	}
+}
+
+func (d *differ) delFilter() {
+	have, want := &d.have.Filter, &d.want.Filter
+	if want.Port == 0 {
+		if have.Port != 0 || len(have.Allowed) > 0 {
+			d.do(DelFilter{})
+		}
+		return
+	}
+	if have.Port != want.Port || have.MinVNI != want.MinVNI || len(have.Allowed) == 0 {
+		return // made anew by addFilter
+	}
+	keep := make(map[Allow]bool, len(want.Allowed))
+	for _, a := range want.Allowed {
+		keep[a] = true
+	}
+	var del []Allow
+	for a := range have.Allowed {
+		if !keep[a] {
+			del = append(del, a)
+		}
+	}
+	if len(del) > 0 {
+		slices.SortFunc(del, func(a, b Allow) int { return cmp.Or(cmp.Compare(a.VNI, b.VNI), a.Source.Compare(b.Source)) })
+		d.do(DelAllow{del})
+	}
+}
+
+func (d *differ) addNamespaces() {
+	for _, n := range d.want.Namespaces {
+		if d.have.Namespaces[n.Name] != n {
+			d.do(SetNamespace{n})
+		}
+	}
+}
+
+var kindOrder = []Kind{Bridge, VXLAN, Veth}
+
+func (d *differ) addLinks() {
+	for i := range d.want.Links {
+		l := &d.want.Links[i]
+		d.links[l.Key()] = l
+	}
+	var add, set []*Link
+	for _, kind := range kindOrder {
+		for i := range d.want.Links {
+			want := &d.want.Links[i]
+			if want.Kind != kind {
+				continue
+			}
+			have, ok := d.have.Links[want.Key()]
+			switch {
+			case !ok:
+				add = append(add, want)
+			case mustReplace(&have.Link, want):
+				d.deleteLink(have.Link)
+				add = append(add, want)
+			default:
+				if have.Master != "" && d.deleted[LinkKey{have.NS, have.Master}] {
+					have.Master = ""
+				}
+				if have.Link != *want {
+					set = append(set, want)
+					d.moved[want.Key()] = have.Master != want.Master
+				}
+			}
+		}
+	}
+	d.freeNames(add)
+	for _, l := range add {
+		d.do(AddLink{*l})
+		d.added[l.Key()] = true
+	}
+	for _, l := range set {
+		d.do(SetLink{*l})
+	}
+}
+
+// mustReplace says whether the difference is in what can't change in a link.
+func mustReplace(have, want *Link) bool {
+	return have.Kind != want.Kind || have.VXLAN != want.VXLAN || have.Peer.Key() != want.Peer.Key()
+}
+
+func (d *differ) deleteLink(l Link) {
+	d.do(DelLink{l})
+	d.deleted[l.Key()] = true
+	if l.Kind == Veth && l.Peer.Name != "" {
+		d.deleted[l.Peer.Key()] = true
+	}
+}
+
+// freeNames deletes unwanted links that hold what a link to be made needs: the name of its
+// far end, or its VNI.
+func (d *differ) freeNames(add []*Link) {
+	if len(add) == 0 {
+		return
+	}
+	type vni struct {
+		port uint16
+		vni  uint32
+	}
+	names, vnis := map[LinkKey]bool{}, map[vni]bool{}
+	for _, l := range add {
+		names[l.Key()] = true
+		switch l.Kind {
+		case Veth:
+			names[l.Peer.Key()] = true
+		case VXLAN:
+			vnis[vni{l.VXLAN.Port, l.VXLAN.VNI}] = true
+		}
+	}
+	var del []Link
+	for k, l := range d.have.Links {
+		if d.links[k] == nil && (names[k] || l.Kind == Veth && names[l.Peer.Key()] || l.Kind == VXLAN && vnis[vni{l.VXLAN.Port, l.VXLAN.VNI}]) {
+			del = append(del, l.Link)
+		}
+	}
+	sortBy(del, Link.Key, compareLinks)
+	for _, l := range del {
+		d.deleteLink(l)
+	}
+}
+
+// fresh says whether a link that is there later is without rows before the ops of its own.
+func (d *differ) fresh(l LinkKey) bool { return d.added[l] || d.deleted[l] }
+
+func (d *differ) addAddresses() {
+	var keep map[AddressKey]bool
+	for _, a := range d.want.Addresses {
+		if _, ok := d.have.Addresses[a.Key()]; ok && !d.fresh(LinkKey{a.NS, a.Link}) {
+			continue
+		}
+		if keep == nil {
+			keep = d.wantedAddresses()
+		}
+		// An IPv6 address stands once on a link, whatever its prefix length.
+		for k, old := range d.have.Addresses {
+			if k.NS == a.NS && k.Link == a.Link && k.Prefix.Addr() == a.Prefix.Addr() && k != a.Key() && !keep[k] && !d.fresh(LinkKey{a.NS, a.Link}) {
+				d.do(DelAddress{old})
+			}
+		}
+		d.do(SetAddress{a})
+	}
+}
+
+func (d *differ) wantedAddresses() map[AddressKey]bool {
+	keep := make(map[AddressKey]bool, len(d.want.Addresses))
+	for _, a := range d.want.Addresses {
+		keep[a.Key()] = true
+	}
+	return keep
+}
+
+func (d *differ) addEntries() {
+	for _, n := range d.want.Neighbors {
+		if have, ok := d.have.Neighbors[n.Key()]; !ok || have.MAC != n.MAC || d.fresh(LinkKey{n.NS, n.Link}) {
+			d.do(SetNeighbor{n})
+		}
+	}
+	for _, f := range d.want.FDB {
+		have, ok := d.have.FDB[f.Key()]
+		link := LinkKey{f.NS, f.Link}
+		switch {
+		case !ok, d.fresh(link), d.moved[link]:
+			d.do(SetFDB{f})
+		case have.VTEP == f.VTEP:
+		case have.VTEP == Damaged:
+			d.do(DelFDB{have})
+			d.do(SetFDB{f})
+		default:
+			d.do(SetFDB{f})
+		}
+	}
+}
+
+func (d *differ) upLinks() {
+	for _, kind := range kindOrder {
+		for i := range d.want.Links {
+			l := &d.want.Links[i]
+			if l.Kind == kind && (d.added[l.Key()] || !d.have.Links[l.Key()].Up) {
+				d.do(UpLink{*l})
+			}
+		}
+	}
+}
+
+// delRows removes entries and addresses of links that stay; the others go with their link.
+func (d *differ) delRows() {
+	fdb := unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB)
+	neighbors := unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors)
+	addresses := unwanted(d.have.Addresses, d.want.Addresses, Address.Key, compareAddresses)
+	if len(fdb)+len(neighbors)+len(addresses) == 0 {
+		return
+	}
+	stays := d.staying()
+	for _, f := range fdb {
+		if stays(f.NS, f.Link) {
+			d.do(DelFDB{f})
+		}
+	}
+	for _, n := range neighbors {
+		if stays(n.NS, n.Link) {
+			d.do(DelNeighbor{n})
+		}
+	}
+	for _, a := range addresses {
+		if stays(a.NS, a.Link) {
+			d.do(DelAddress{a})
+		}
+	}
+}
+
+// staying says which links, near or far ends, were there before and are there afterwards.
+func (d *differ) staying() func(ns NS, link string) bool {
+	gone := map[LinkKey]bool{}
+	for k, l := range d.have.Links {
+		if d.links[k] == nil {
+			gone[k] = true
+			if l.Kind == Veth {
+				gone[l.Peer.Key()] = true
+			}
+		}
+	}
+	ending := d.endingNS()
+	return func(ns NS, link string) bool {
+		k := LinkKey{ns, link}
+		return !d.fresh(k) && !gone[k] && !ending[ns]
+	}
+}
+
+func (d *differ) endingNS() map[NS]bool {
+	ending := make(map[NS]bool, len(d.ending))
+	for _, n := range d.ending {
+		ending[n.NS()] = true
+	}
+	return ending
+}
+
+func (d *differ) delLinks() {
+	ending := d.endingNS()
+	var del []Link
+	for k, l := range d.have.Links {
+		if d.links[k] == nil && !d.deleted[k] && !ending[k.NS] {
+			del = append(del, l.Link)
+		}
+	}
+	sortBy(del, Link.Key, compareLinks)
+	for _, kind := range []bool{true, false} { // ports before their bridges
+		for _, l := range del {
+			if (l.Kind != Bridge) == kind {
+				d.deleteLink(l)
+			}
+		}
+	}
+	for _, n := range d.ending {
+		d.do(DelNamespace{n})
+	}
+}
+
+// unwanted are the rows that are there and not wanted, sorted. When every row is wanted,
+// which is the usual case, it makes nothing.
+func unwanted[K comparable, R any](have map[K]R, want []R, key func(R) K, compare func(a, b K) int) []R {
+	found := 0
+	for _, w := range want {
+		if _, ok := have[key(w)]; ok {
+			found++
+		}
+	}
+	if found == len(have) {
+		return nil
+	}
+	keep := make(map[K]bool, len(want))
+	for _, w := range want {
+		keep[key(w)] = true
+	}
+	var out []R
+	for k, r := range have {
+		if !keep[k] {
+			out = append(out, r)
+		}
+	}
+	sortBy(out, key, compare)
+	return out
+}
+
+func sortBy[K, R any](rows []R, key func(R) K, compare func(a, b K) int) {
+	slices.SortFunc(rows, func(a, b R) int { return compare(key(a), key(b)) })
+}
+
+func compareNS(a, b NS) int {
+	return cmp.Or(strings.Compare(a.Path, b.Path), cmp.Compare(a.Inode, b.Inode))
+}
+
+func compareLinks(a, b LinkKey) int {
+	return cmp.Or(compareNS(a.NS, b.NS), strings.Compare(a.Name, b.Name))
+}
+
+func compareFDB(a, b FDBKey) int {
+	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), slices.Compare(a.MAC[:], b.MAC[:]))
+}
+
+func compareNeighbors(a, b NeighborKey) int {
+	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), a.IP.Compare(b.IP))
+}
+
+func compareAddresses(a, b AddressKey) int {
+	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+}

@@ -1,0 +1,36 @@
+package datapath
+
+// Drift counts, by kind of object, in how many rows two states differ: what was believed
+// and what was seen.
+func Drift(believed, seen *State) map[string]uint64 {
+	out := map[string]uint64{}
+	count := func(kind string, n uint64) {
+		if n > 0 {
+			out[kind] = n
+		}
+	}
+	count("namespace", differing(believed.Namespaces, seen.Namespaces, func(a, b Namespace) bool { return a == b }))
+	count("link", differing(believed.Links, seen.Links, func(a, b LinkState) bool { return a == b }))
+	count("address", differing(believed.Addresses, seen.Addresses, func(a, b Address) bool { return true }))
+	count("neighbor", differing(believed.Neighbors, seen.Neighbors, func(a, b Neighbor) bool { return a.MAC == b.MAC }))
+	count("fdb", differing(believed.FDB, seen.FDB, func(a, b FDBEntry) bool { return a.VTEP == b.VTEP }))
+	filter := differing(believed.Filter.Allowed, seen.Filter.Allowed, func(a, b bool) bool { return true })
+	if believed.Filter.Port != seen.Filter.Port || believed.Filter.MinVNI != seen.Filter.MinVNI {
+		filter++
+	}
+	count("filter", filter)
+	return out
+}
+
+func differing[K comparable, R any](a, b map[K]R, same func(a, b R) bool) uint64 {
+	var n, common uint64
+	for k, x := range a {
+		if y, ok := b[k]; ok {
+			common++
+			if !same(x, y) {
+				n++
+			}
+		}
+	}
+	return n + uint64(len(a)) + uint64(len(b)) - 2*common
+}

@@ -1,0 +1,441 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/datapath/netns"
+)
+
+const (
+	mark              = "heddle:" // starts the alias of every link that is heddle's
+	skipStats         = 1 << 3    // RTEXT_FILTER_SKIP_STATS
+	vethInfoPeer      = 1         // VETH_INFO_PEER
+	addrGenNone       = 1         // IN6_ADDR_GEN_MODE_NONE
+	inet6AddrGenMode  = 8         // IFLA_INET6_ADDR_GEN_MODE
+	operUp            = 6         // IF_OPER_UP
+	linkReadyDeadline = time.Second
+)
+
+// link is a network device as the kernel tells of it.
+type link struct {
+	index, master, peer int32 // peer is IFLA_LINK
+	up                  bool
+	oper                uint8
+	name, alias, kind   string
+	mac                 datapath.MAC
+	mtu                 int
+	vxlan               datapath.VXLANAttr
+	port                datapath.PortFlags
+	altered             bool // a setting that heddle always turns off is on
+}
+
+// owner is whom the link's mark names. A link with settings that heddle never leaves so
+// names nobody: it is written again.
+func (l *link) owner() datapath.Owner {
+	if o, ok := strings.CutPrefix(l.alias, mark); ok && !l.altered {
+		return datapath.Owner(o)
+	}
+	return ""
+}
+
+func (l *link) ours() bool { return strings.HasPrefix(l.alias, mark) }
+
+func parseLink(b []byte) link {
+	l := link{}
+	if len(b) < unix.SizeofIfInfomsg {
+		return l
+	}
+	l.index = int32(u32(b[4:]))
+	l.up = u32(b[8:])&unix.IFF_UP != 0
+	for t, v := range attributes(b[unix.SizeofIfInfomsg:]) {
+		switch t {
+		case unix.IFLA_IFNAME:
+			l.name = text(v)
+		case unix.IFLA_IFALIAS:
+			l.alias = text(v)
+		case unix.IFLA_MTU:
+			l.mtu = int(u32(v))
+		case unix.IFLA_MASTER:
+			l.master = int32(u32(v))
+		case unix.IFLA_LINK:
+			l.peer = int32(u32(v))
+		case unix.IFLA_OPERSTATE:
+			l.oper = on(v)
+		case unix.IFLA_ADDRESS:
+			copy(l.mac[:], v)
+		case unix.IFLA_LINKINFO:
+			l.parseInfo(v)
+		}
+	}
+	return l
+}
+
+func (l *link) parseInfo(b []byte) {
+	var data, port []byte
+	for t, v := range attributes(b) {
+		switch t {
+		case unix.IFLA_INFO_KIND:
+			l.kind = text(v)
+		case unix.IFLA_INFO_DATA:
+			data = v
+		case unix.IFLA_INFO_SLAVE_DATA:
+			port = v
+		}
+	}
+	for t, v := range attributes(port) {
+		switch t {
+		case unix.IFLA_BRPORT_UNICAST_FLOOD:
+			l.port.Flood = on(v) != 0
+		case unix.IFLA_BRPORT_BCAST_FLOOD:
+			l.port.BroadcastFlood = on(v) != 0
+		case unix.IFLA_BRPORT_MCAST_FLOOD:
+			l.port.MulticastFlood = on(v) != 0
+		case unix.IFLA_BRPORT_NEIGH_SUPPRESS:
+			l.port.NeighborSuppress = on(v) != 0
+		case unix.IFLA_BRPORT_LEARNING:
+			l.altered = l.altered || on(v) != 0
+		}
+	}
+	switch datapath.Kind(l.kind) {
+	case datapath.Bridge:
+		l.parseBridge(data)
+	case datapath.VXLAN:
+		l.parseVXLAN(data)
+	}
+}
+
+func (l *link) parseBridge(data []byte) {
+	for t, v := range attributes(data) {
+		switch t {
+		case unix.IFLA_BR_STP_STATE, unix.IFLA_BR_FORWARD_DELAY:
+			l.altered = l.altered || u32(v) != 0
+		case unix.IFLA_BR_MCAST_SNOOPING:
+			l.altered = l.altered || on(v) != 0
+		}
+	}
+}
+
+func (l *link) parseVXLAN(data []byte) {
+	for t, v := range attributes(data) {
+		switch t {
+		case unix.IFLA_VXLAN_ID:
+			l.vxlan.VNI = u32(v)
+		case unix.IFLA_VXLAN_PORT:
+			if len(v) == 2 {
+				l.vxlan.Port = binary.BigEndian.Uint16(v)
+			}
+		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
+			l.vxlan.Local, _ = netip.AddrFromSlice(v)
+		}
+	}
+}
+
+// on is the first byte of a one-byte attribute.
+func on(v []byte) uint8 {
+	if len(v) == 0 {
+		return 0
+	}
+	return v[0]
+}
+
+// byName asks for one link. A missing one is an error that wraps unix.ENODEV.
+func (h *handle) byName(name string) (link, error) {
+	var l link
+	err := h.get(request(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, name).u32(unix.IFLA_EXT_MASK, skipStats),
+		func(b []byte) { l = parseLink(b) })
+	if err == nil {
+		h.index[name] = l.index
+	}
+	return l, err
+}
+
+// indexOf is the index of a link, from the kernel when it is not known.
+func (h *handle) indexOf(name string) (int32, error) {
+	if i, ok := h.index[name]; ok {
+		return i, nil
+	}
+	l, err := h.byName(name)
+	return l.index, err
+}
+
+func (h *handle) links() ([]link, error) {
+	var out []link
+	err := h.dump(request(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, skipStats),
+		func() { out = out[:0] },
+		func(b []byte) { out = append(out, parseLink(b)) })
+	if err != nil {
+		return nil, fmt.Errorf("list links of %s: %w", h.file.Name(), err)
+	}
+	clear(h.index)
+	for _, l := range out {
+		h.index[l.name] = l.index
+	}
+	return out, nil
+}
+
+func (k *Kernel) addLink(l datapath.Link) error {
+	h, err := k.in(l.NS)
+	if err != nil {
+		return err
+	}
+	m := request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)
+	m.u32(unix.IFLA_MTU, uint32(l.MTU)).bytes(unix.IFLA_ADDRESS, l.MAC[:])
+	if l.Master != "" {
+		i, err := h.indexOf(l.Master)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", l.Master, err)
+		}
+		m.u32(unix.IFLA_MASTER, uint32(i))
+	}
+	var far *handle
+	in := h // where the request goes
+	switch l.Kind {
+	case datapath.Bridge:
+		m.nest(unix.IFLA_LINKINFO, func() { bridgeInfo(m) })
+	case datapath.VXLAN: // the underlay is the namespace of the socket
+		if in, err = k.hostHandle(); err != nil {
+			return err
+		}
+		m.u32(unix.IFLA_NET_NS_FD, uint32(h.file.Fd()))
+		m.nest(unix.IFLA_LINKINFO, func() { vxlanInfo(m, l.VXLAN) })
+	case datapath.Veth:
+		if far, err = k.in(l.Peer.NS); err != nil {
+			return err
+		}
+		m.nest(unix.IFLA_LINKINFO, func() { vethInfo(m, l.Peer, far) })
+	default:
+		return fmt.Errorf("link kind %q is unknown", l.Kind)
+	}
+	delete(h.index, l.Name)
+	if err := in.do(m); err != nil {
+		if err = k.explainAdd(l, h, far, err); err != nil {
+			return err
+		}
+		if err := in.do(m); err != nil {
+			return err
+		}
+	}
+	if far != nil {
+		if err := k.prepareFarEnd(l.Peer, far); err != nil {
+			return err
+		}
+	}
+	return writeLink(h, l)
+}
+
+func bridgeInfo(m *message) {
+	m.str(unix.IFLA_INFO_KIND, "bridge")
+	m.nest(unix.IFLA_INFO_DATA, func() {
+		m.u32(unix.IFLA_BR_FORWARD_DELAY, 0).u32(unix.IFLA_BR_STP_STATE, 0).u8(unix.IFLA_BR_MCAST_SNOOPING, 0)
+	})
+}
+
+func vxlanInfo(m *message, v datapath.VXLANAttr) {
+	m.str(unix.IFLA_INFO_KIND, "vxlan")
+	m.nest(unix.IFLA_INFO_DATA, func() {
+		m.u32(unix.IFLA_VXLAN_ID, v.VNI).u8(unix.IFLA_VXLAN_LEARNING, 0)
+		m.bytes(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port))
+		if v.Local.Is4() {
+			m.bytes(unix.IFLA_VXLAN_LOCAL, v.Local.AsSlice())
+		} else if v.Local.IsValid() {
+			m.bytes(unix.IFLA_VXLAN_LOCAL6, v.Local.AsSlice())
+		}
+	})
+}
+
+func vethInfo(m *message, p datapath.Peer, far *handle) {
+	m.str(unix.IFLA_INFO_KIND, "veth")
+	m.nest(unix.IFLA_INFO_DATA, func() {
+		m.nest(vethInfoPeer, func() {
+			m.raw(ifinfo(0, 0, 0))
+			m.str(unix.IFLA_IFNAME, p.Name).u32(unix.IFLA_MTU, uint32(p.MTU)).bytes(unix.IFLA_ADDRESS, p.MAC[:])
+			m.u32(unix.IFLA_NET_NS_FD, uint32(far.file.Fd()))
+		})
+	})
+}
+
+// explainAdd turns the kernel's refusal to make a link into what stands in the way. Nil
+// means that a leftover of heddle's stood there and is deleted.
+func (k *Kernel) explainAdd(l datapath.Link, h, far *handle, refusal error) error {
+	if errors.Is(refusal, unix.EOPNOTSUPP) {
+		return datapath.Errorf(datapath.Unsupported, "this kernel cannot make %s devices: %w; load the module %s", l.Kind, refusal, l.Kind)
+	}
+	if !errors.Is(refusal, unix.EEXIST) {
+		return refusal
+	}
+	if there, err := h.byName(l.Name); err == nil {
+		if name, ok := ownName(l.NS); ok && k.own[name] != nil {
+			return refusal // everything there is heddle's: the next reading shows it
+		}
+		return takenName(h, l.NS, there, refusal)
+	}
+	if far != nil {
+		if there, err := far.byName(l.Peer.Name); err == nil {
+			return takenName(far, l.Peer.NS, there, refusal)
+		}
+	}
+	if l.Kind == datapath.VXLAN {
+		return datapath.Errorf(datapath.Taken, "VNI %d on UDP port %d is taken by a VXLAN device that is not heddle's (%w); remove that device", l.VXLAN.VNI, l.VXLAN.Port, refusal)
+	}
+	return refusal
+}
+
+func takenName(h *handle, ns datapath.NS, there link, refusal error) error {
+	if !there.ours() {
+		return datapath.Errorf(datapath.Foreign, "link %s in namespace %s is not heddle's (%w); rename or delete it, or choose another interface name", there.name, ns, refusal)
+	}
+	return gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(there.index, 0, 0))))
+}
+
+// setLink writes everything that can change in a link and its far end.
+func (k *Kernel) setLink(l datapath.Link) error {
+	h, err := k.in(l.NS)
+	if err != nil {
+		return err
+	}
+	m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)
+	m.u32(unix.IFLA_MTU, uint32(l.MTU)).bytes(unix.IFLA_ADDRESS, l.MAC[:])
+	var master int32
+	if l.Master != "" {
+		if master, err = h.indexOf(l.Master); err != nil {
+			return fmt.Errorf("bridge %s: %w", l.Master, err)
+		}
+	}
+	m.u32(unix.IFLA_MASTER, uint32(master))
+	if err := h.do(m); err != nil {
+		return err
+	}
+	if l.Kind == datapath.Veth {
+		far, err := k.in(l.Peer.NS)
+		if err != nil {
+			return err
+		}
+		p := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Peer.Name)
+		p.u32(unix.IFLA_MTU, uint32(l.Peer.MTU)).bytes(unix.IFLA_ADDRESS, l.Peer.MAC[:])
+		if err := far.do(p); err != nil {
+			return err
+		}
+		if err := k.prepareFarEnd(l.Peer, far); err != nil {
+			return err
+		}
+	}
+	return writeLink(h, l)
+}
+
+// writeLink writes the mark and what only an existing link takes: the flags of a port, and
+// that no link-local address is made.
+func writeLink(h *handle, l datapath.Link) error {
+	m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)
+	m.str(unix.IFLA_IFALIAS, mark+string(l.Owner))
+	m.nest(unix.IFLA_LINKINFO, func() {
+		if l.Kind == datapath.Bridge {
+			bridgeInfo(m)
+		}
+		if l.Master == "" {
+			return
+		}
+		m.str(unix.IFLA_INFO_SLAVE_KIND, "bridge")
+		m.nest(unix.IFLA_INFO_SLAVE_DATA, func() {
+			m.u8(unix.IFLA_BRPORT_LEARNING, 0)
+			m.flag(unix.IFLA_BRPORT_UNICAST_FLOOD, l.Port.Flood)
+			m.flag(unix.IFLA_BRPORT_BCAST_FLOOD, l.Port.BroadcastFlood)
+			m.flag(unix.IFLA_BRPORT_MCAST_FLOOD, l.Port.MulticastFlood)
+			m.flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, l.Port.NeighborSuppress)
+		})
+	})
+	if hasIPv6() {
+		m.nest(unix.IFLA_AF_SPEC, func() {
+			m.nest(unix.AF_INET6, func() { m.u8(inet6AddrGenMode, addrGenNone) })
+		})
+	}
+	return h.do(m)
+}
+
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// prepareFarEnd marks a workload's interface and turns IPv6 on and router advertisements
+// off for it.
+func (k *Kernel) prepareFarEnd(p datapath.Peer, far *handle) error {
+	m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, p.Name).str(unix.IFLA_IFALIAS, mark+string(p.Owner))
+	if err := far.do(m); err != nil {
+		return err
+	}
+	return netns.Do(far.file, func() error { return writeSysctls(farEndSysctls(p.Name)) })
+}
+
+func farEndSysctls(name string) []sysctl {
+	return []sysctl{
+		{filepath.Join("net/ipv6/conf", name, "disable_ipv6"), "0"},
+		{filepath.Join("net/ipv6/conf", name, "accept_ra"), "0"},
+		{filepath.Join("net/ipv4/conf", name, "promote_secondaries"), "1"},
+	}
+}
+
+func (h *handle) setUp(name string) error {
+	return h.do(request(unix.RTM_NEWLINK, 0, ifinfo(0, unix.IFF_UP, unix.IFF_UP)).str(unix.IFLA_IFNAME, name))
+}
+
+func (k *Kernel) upLink(l datapath.Link) error {
+	h, err := k.in(l.NS)
+	if err != nil {
+		return err
+	}
+	if err := h.setUp(l.Name); err != nil {
+		if l.Kind == datapath.VXLAN && errors.Is(err, unix.EADDRINUSE) {
+			return datapath.Errorf(datapath.Taken, "UDP port %d for VXLAN is taken by another process (%w); end it, or choose another data-path port at init", l.VXLAN.Port, err)
+		}
+		return err
+	}
+	if l.Kind != datapath.Veth {
+		return nil
+	}
+	far, err := k.in(l.Peer.NS)
+	if err != nil {
+		return err
+	}
+	if err := far.setUp(l.Peer.Name); err != nil {
+		return err
+	}
+	if err := far.waitReady(l.Peer.Name); err != nil {
+		return err
+	}
+	return h.waitReady(l.Name)
+}
+
+// waitReady returns when the link passes frames. Setting a link up is not enough: carrier
+// is reported to the queueing layer, the bridge and IPv6 by a kernel worker. Asking for
+// the link makes it run first, on kernels since 6.8.
+func (h *handle) waitReady(name string) error {
+	for end := time.Now().Add(linkReadyDeadline); ; {
+		l, err := h.byName(name)
+		if err != nil || l.oper == operUp {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("no carrier after %v (operational state %d)", linkReadyDeadline, l.oper)
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+func (k *Kernel) delLink(l datapath.Link) error {
+	h, err := k.in(l.NS)
+	if err != nil {
+		return gone(err)
+	}
+	delete(h.index, l.Name)
+	return gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)))
+}

@@ -1,0 +1,205 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/datapath/netns"
+)
+
+// sysctl is a setting under /proc/sys of the namespace of the calling thread.
+type sysctl struct{ path, value string }
+
+func (s sysctl) file() string { return filepath.Join("/proc/sys", s.path) }
+
+// namespaceSysctls are what every namespace of heddle's has: no packet filter of the host
+// sees bridged frames, nothing is forwarded, IPv6 is there and nobody can configure it.
+var namespaceSysctls = []sysctl{
+	{"net/bridge/bridge-nf-call-iptables", "0"},
+	{"net/bridge/bridge-nf-call-ip6tables", "0"},
+	{"net/bridge/bridge-nf-call-arptables", "0"},
+	{"net/ipv4/ip_forward", "0"},
+	{"net/ipv4/conf/all/promote_secondaries", "1"},
+	{"net/ipv6/conf/all/forwarding", "0"},
+	{"net/ipv6/conf/all/disable_ipv6", "0"},
+	{"net/ipv6/conf/default/disable_ipv6", "0"},
+	{"net/ipv6/conf/default/accept_ra", "0"},
+}
+
+// writeSysctls writes what differs. What this kernel does not have is left out.
+func writeSysctls(list []sysctl) error {
+	for _, s := range list {
+		if s.holds() {
+			continue
+		}
+		if err := os.WriteFile(s.file(), []byte(s.value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("write %s: %w", s.file(), err)
+		}
+	}
+	return nil
+}
+
+// holds says whether the setting is as wanted, or does not exist.
+func (s sysctl) holds() bool {
+	b, err := os.ReadFile(s.file())
+	return errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == s.value
+}
+
+func (k *Kernel) setNamespace(n datapath.Namespace) error {
+	prepare := func() error { return prepareNamespace(n.Owner) }
+	err := k.cfg.Netns.Make(n.Name, prepare)
+	made := err == nil
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	h, err := openHandle(k.cfg.Netns.Path(n.Name), 0)
+	if err != nil {
+		return err
+	}
+	if !made {
+		lo, err := h.byName("lo")
+		if err == nil && !lo.ours() {
+			err = datapath.Errorf(datapath.Foreign, "namespace %s exists and is not heddle's; remove it with `ip netns del %s`, or choose another name", n.Name, n.Name)
+		}
+		if err == nil {
+			err = netns.Do(h.file, prepare)
+		}
+		if err != nil {
+			h.close()
+			return err
+		}
+	}
+	k.keep(n.Name, h)
+	return nil
+}
+
+// keep holds a namespace of heddle's open.
+func (k *Kernel) keep(name string, h *handle) {
+	if old := k.own[name]; old != nil {
+		old.close()
+	}
+	delete(k.foreign, name)
+	k.own[name] = h
+}
+
+// prepareNamespace makes the calling thread's namespace one of heddle's. The mark is the
+// alias of its loopback, and comes last.
+func prepareNamespace(owner datapath.Owner) error {
+	if err := writeSysctls(namespaceSysctls); err != nil {
+		return err
+	}
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return c.do(request(unix.RTM_NEWLINK, 0, ifinfo(0, unix.IFF_UP, unix.IFF_UP)).
+		str(unix.IFLA_IFNAME, "lo").str(unix.IFLA_IFALIAS, mark+string(owner)))
+}
+
+// delNamespace removes a namespace of heddle's. Its VXLAN devices go first: the namespace
+// itself ends later, in a kernel worker, and until then would hold their VNIs.
+func (k *Kernel) delNamespace(name string) error {
+	h := k.own[name]
+	if h == nil {
+		return nil
+	}
+	defer k.dropOwn(name)
+	if inode, err := netns.Inode(k.cfg.Netns.Path(name)); err != nil || inode != h.inode {
+		return nil // somebody took the name away; what stands there is not heddle's
+	}
+	if err := h.delVXLANs(); err != nil {
+		return err
+	}
+	return k.cfg.Netns.Remove(name)
+}
+
+func (h *handle) delVXLANs() error {
+	links, err := h.links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.kind == string(datapath.VXLAN) {
+			if err := gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(l.index, 0, 0)))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// findNamespaces opens the namespaces that carry heddle's mark and closes those that are
+// gone or replaced.
+func (k *Kernel) findNamespaces() error {
+	names, err := k.cfg.Netns.List()
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, name := range names {
+		inode, err := netns.Inode(k.cfg.Netns.Path(name))
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if h := k.own[name]; h != nil && h.inode == inode {
+			there[name] = true
+			continue
+		}
+		if k.foreign[name] == inode {
+			continue
+		}
+		h, err := openHandle(k.cfg.Netns.Path(name), inode)
+		if err != nil {
+			continue
+		}
+		if lo, err := h.byName("lo"); err != nil || !lo.ours() {
+			k.foreign[name] = inode
+			h.close()
+			continue
+		}
+		k.dropOwn(name)
+		k.keep(name, h)
+		there[name] = true
+	}
+	for name := range k.own {
+		if !there[name] {
+			k.dropOwn(name)
+		}
+	}
+	return nil
+}
+
+// dropOwn lets go of a namespace whose name somebody took away. Its VXLAN devices would
+// hold their VNIs for as long as the namespace lives.
+func (k *Kernel) dropOwn(name string) {
+	if h := k.own[name]; h != nil {
+		_ = h.delVXLANs() // a namespace without a name; nobody else will
+		h.close()
+		delete(k.own, name)
+	}
+}
+
+// namespace is the row of an open namespace. Wrong settings make it nobody's, so that it
+// is prepared again.
+func (h *handle) namespace(name string, lo link) (datapath.Namespace, error) {
+	n := datapath.Namespace{Name: name, Owner: lo.owner()}
+	if !lo.up {
+		n.Owner = ""
+	}
+	err := netns.Do(h.file, func() error {
+		for _, s := range namespaceSysctls {
+			if !s.holds() {
+				n.Owner = ""
+			}
+		}
+		return nil
+	})
+	return n, err
+}

@@ -1,0 +1,175 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/heddle-net/heddle/datapath"
+)
+
+// worker is the part of the loop that its goroutine alone uses.
+type worker struct {
+	*Loop
+	mirror   *datapath.State // what the kernel holds; nil before the first reading
+	nextRead time.Time
+	retry    time.Duration // until the next attempt; 0 while all is well
+}
+
+// round brings the kernel to the wanted state once, and says when to come again at the
+// latest.
+func (w *worker) round(ctx context.Context) time.Duration {
+	w.mu.Lock()
+	want, gen := w.want, w.status.Set
+	if w.doubt {
+		w.doubt, w.nextRead = false, time.Time{}
+	}
+	w.mu.Unlock()
+	if want == nil {
+		return w.cfg.Resync
+	}
+	r := w.attempt(ctx, want)
+	if r.doubt && w.retry == 0 { // the mirror was wrong: look, and try once more
+		w.nextRead = time.Time{}
+		first := r
+		r = w.attempt(ctx, want)
+		r.add(first)
+	}
+	if ctx.Err() != nil {
+		return w.cfg.Resync
+	}
+	w.finish(gen, r)
+	if len(r.errs) == 0 {
+		w.retry = 0
+		return max(0, time.Until(w.nextRead))
+	}
+	w.retry = min(max(2*w.retry, w.cfg.RetryMin), w.cfg.RetryMax)
+	if r.doubt {
+		w.nextRead = time.Now().Add(w.retry)
+	}
+	return w.retry
+}
+
+// result is what one attempt has come to.
+type result struct {
+	errs  map[datapath.Owner]error
+	at    map[datapath.LinkKey]error // links and namespaces that are missing for that reason
+	doubt bool                       // something failed for no known reason
+	read  bool
+	ops   uint64
+	drift map[string]uint64
+}
+
+// add takes over what an earlier attempt has counted.
+func (r *result) add(o result) {
+	r.ops += o.ops
+	r.read = r.read || o.read
+	for kind, n := range o.drift {
+		if r.drift == nil {
+			r.drift = map[string]uint64{}
+		}
+		r.drift[kind] += n
+	}
+}
+
+// attempt reads the kernel if it is time, and does what is missing. After a failed
+// operation the rest of its owner's, and what stands on the missing object, is left for
+// later; everything else goes on.
+func (w *worker) attempt(ctx context.Context, want *datapath.Config) result {
+	r := result{errs: map[datapath.Owner]error{}, at: map[datapath.LinkKey]error{}}
+	if w.mirror == nil || !time.Now().Before(w.nextRead) {
+		seen, err := w.kernel.Read(ctx, want)
+		if err != nil {
+			r.errs[""] = fmt.Errorf("read the kernel's state: %w", err)
+			r.doubt = true
+			return r
+		}
+		if w.mirror != nil {
+			r.drift = datapath.Drift(w.mirror, seen)
+		}
+		w.mirror, w.nextRead, r.read = seen, time.Now().Add(w.cfg.Resync), true
+	}
+	defer w.kernel.Release()
+	for _, op := range datapath.Diff(w.mirror, want) {
+		err := r.obstacle(op)
+		if err == nil {
+			if err = w.kernel.Apply(ctx, op); err == nil {
+				w.mirror.Apply(op)
+				r.ops++
+				continue
+			}
+			if ctx.Err() != nil {
+				return r
+			}
+			r.doubt = r.doubt || datapath.FaultOf(err) == ""
+		}
+		r.fail(op, err)
+	}
+	return r
+}
+
+// obstacle is the earlier failure that stands in the way of op.
+func (r *result) obstacle(op datapath.Op) error {
+	if len(r.errs) == 0 {
+		return nil
+	}
+	if err := r.errs[op.Owner()]; err != nil {
+		return err
+	}
+	at := op.At()
+	keys := []datapath.LinkKey{at, {NS: at.NS}}
+	switch op := op.(type) {
+	case datapath.AddLink:
+		keys = append(keys, datapath.LinkKey{NS: at.NS, Name: op.Master}, datapath.LinkKey{NS: op.Peer.NS})
+	case datapath.UpLink:
+		if op.Kind == datapath.VXLAN && r.errs[""] != nil { // the allow-set is not loaded
+			return r.errs[""]
+		}
+	}
+	for _, k := range keys {
+		if err := r.at[k]; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *result) fail(op datapath.Op, err error) {
+	if r.errs[op.Owner()] == nil {
+		r.errs[op.Owner()] = err
+	}
+	switch op.(type) {
+	case datapath.SetNamespace, datapath.AddLink:
+		r.at[op.At()] = err
+	}
+}
+
+// finish publishes the result and logs what was not known before.
+func (w *worker) finish(gen uint64, r result) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for o, err := range r.errs {
+		if old := w.status.Errors[o]; old == nil || old.Error() != err.Error() {
+			w.log.Warn("kernel state is not as wanted; trying again", "owner", o, "err", err)
+		}
+	}
+	for o := range w.status.Errors {
+		if r.errs[o] == nil {
+			w.log.Info("kernel state is as wanted again", "owner", o)
+		}
+	}
+	if len(r.drift) > 0 {
+		w.log.Info("kernel state was changed by others; repaired", "drift", r.drift)
+	}
+	w.status.Applied = gen
+	w.status.Errors = r.errs
+	w.status.Ops += r.ops
+	for kind, n := range r.drift {
+		w.status.Drift[kind] += n
+	}
+	if r.read {
+		w.status.Read = time.Now()
+	}
+	close(w.done)
+	w.done = make(chan struct{})
+}

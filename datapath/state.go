@@ -1,0 +1,164 @@
+package datapath
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// State is what the kernel holds of heddle's objects, by key. A row that is there but not
+// as heddle would write it (settings of a namespace changed, an entry in the bridge without
+// its half in the VXLAN device) differs from every wanted row, so that it is set again.
+type State struct {
+	Namespaces map[string]Namespace
+	Links      map[LinkKey]LinkState
+	Addresses  map[AddressKey]Address
+	Neighbors  map[NeighborKey]Neighbor
+	FDB        map[FDBKey]FDBEntry
+	Filter     FilterState
+}
+
+// LinkKey is the key of a link, or with an empty name that of a namespace.
+type LinkKey struct {
+	NS   NS
+	Name string
+}
+
+// AddressKey is the key of an address.
+type AddressKey struct {
+	NS     NS
+	Link   string
+	Prefix netip.Prefix
+}
+
+// NeighborKey is the key of a neighbour entry.
+type NeighborKey struct {
+	NS   NS
+	Link string
+	IP   netip.Addr
+}
+
+// FDBKey is the key of a forwarding entry.
+type FDBKey struct {
+	NS   NS
+	Link string
+	MAC  MAC
+}
+
+// LinkState is a link and whether it is up, with its far end.
+type LinkState struct {
+	Link
+	Up bool
+}
+
+// FilterState is the allow-set that is loaded. Port 0 means none, or a broken one.
+type FilterState struct {
+	Port    uint16
+	MinVNI  uint32
+	Allowed map[Allow]bool
+}
+
+// Damaged stands as the VTEP of a forwarding entry that must be deleted before it is set.
+var Damaged = netip.IPv4Unspecified()
+
+// Key is the link's key.
+func (l Link) Key() LinkKey { return LinkKey{l.NS, l.Name} }
+
+// Key is the far end's key.
+func (p Peer) Key() LinkKey { return LinkKey{p.NS, p.Name} }
+
+// Key is the address's key.
+func (a Address) Key() AddressKey { return AddressKey{a.NS, a.Link, a.Prefix} }
+
+// Key is the entry's key.
+func (n Neighbor) Key() NeighborKey { return NeighborKey{n.NS, n.Link, n.IP} }
+
+// Key is the entry's key.
+func (f FDBEntry) Key() FDBKey { return FDBKey{f.NS, f.Link, f.MAC} }
+
+// NewState is the state of a kernel that holds nothing of heddle's.
+func NewState() *State {
+	return &State{
+		Namespaces: map[string]Namespace{},
+		Links:      map[LinkKey]LinkState{},
+		Addresses:  map[AddressKey]Address{},
+		Neighbors:  map[NeighborKey]Neighbor{},
+		FDB:        map[FDBKey]FDBEntry{},
+		Filter:     FilterState{Allowed: map[Allow]bool{}},
+	}
+}
+
+// Clone is a copy that shares nothing.
+func (s *State) Clone() *State {
+	c := &State{maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), s.Filter}
+	c.Filter.Allowed = maps.Clone(s.Filter.Allowed)
+	return c
+}
+
+// String prints the state as sorted lines, without owners of what carries no mark.
+func (s *State) String() string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for _, n := range s.Namespaces {
+		add("namespace %s owner %s", n.Name, n.Owner)
+	}
+	for _, l := range s.Links {
+		add("%s", l)
+	}
+	for k := range s.Addresses {
+		add("address %s/%s %s", k.NS, k.Link, k.Prefix)
+	}
+	for k, n := range s.Neighbors {
+		add("neighbor %s/%s %s %s", k.NS, k.Link, k.IP, n.MAC)
+	}
+	for k, f := range s.FDB {
+		add("fdb %s/%s %s", k.NS, k.Link, k.MAC)
+		if f.VTEP.IsValid() {
+			out[len(out)-1] += " dst " + f.VTEP.String()
+		}
+	}
+	if s.Filter.Port != 0 {
+		add("filter port %d vni %d-", s.Filter.Port, s.Filter.MinVNI)
+	}
+	for a := range s.Filter.Allowed {
+		add("filter allow %s vni %d", a.Source, a.VNI)
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n") + "\n"
+}
+
+func (l LinkState) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "link %s/%s %s mac %s mtu %d owner %s", l.NS, l.Name, l.Kind, l.MAC, l.MTU, l.Owner)
+	if l.Master != "" {
+		fmt.Fprintf(&b, " master %s", l.Master)
+		for _, f := range []struct {
+			on   bool
+			name string
+		}{{l.Port.Flood, "flood"}, {l.Port.BroadcastFlood, "bcast"}, {l.Port.MulticastFlood, "mcast"}, {l.Port.NeighborSuppress, "suppress"}} {
+			if f.on {
+				b.WriteString(" +" + f.name)
+			}
+		}
+	}
+	if l.Kind == VXLAN {
+		fmt.Fprintf(&b, " vni %d port %d local %s", l.VXLAN.VNI, l.VXLAN.Port, l.VXLAN.Local)
+	}
+	if l.Kind == Veth {
+		fmt.Fprintf(&b, " peer %s/%s mac %s mtu %d owner %s", l.Peer.NS, l.Peer.Name, l.Peer.MAC, l.Peer.MTU, l.Peer.Owner)
+	}
+	if l.Up {
+		b.WriteString(" up")
+	}
+	return b.String()
+}
+
+// String is the namespace's name, or its path, or "host".
+func (n NS) String() string {
+	if n.Path == "" {
+		return "host"
+	}
+	return strings.TrimPrefix(n.Path, "/run/netns/")
+}
