@@ -1,0 +1,211 @@
+package state
+
+import (
+	"crypto/ed25519"
+	"net/netip"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Level is the highest feature level that this build applies. Each command carries the level
+// that it was made for, so that managers of two versions do the same with it.
+const Level = 1
+
+// Kind names a command in the log. The values are part of the format "command".
+type Kind string
+
+const (
+	KindInit            Kind = "init"
+	KindJoin            Kind = "join"
+	KindSetRole         Kind = "set-role"
+	KindSetAvailability Kind = "set-availability"
+	KindUpdateNode      Kind = "update-node"
+	KindRemoveNode      Kind = "remove-node"
+	KindCreateToken     Kind = "create-token"
+	KindRevokeToken     Kind = "revoke-token"
+	KindRotateTokens    Kind = "rotate-tokens"
+	KindCreateNetwork   Kind = "create-network"
+	KindRemoveNetwork   Kind = "remove-network"
+	KindGrant           Kind = "grant"
+
+	// Reserved, so that no other command takes their names: rotate-gossip-key,
+	// rotate-signing-key, rotate-ca, release, acknowledge-removal, update-params, recover,
+	// set-level, create-service, update-service, remove-service.
+)
+
+// Command is one of the command types below. [Encode] makes an entry of the log of it.
+type Command interface {
+	kind() Kind
+	// apply changes the state, or refuses and leaves it as it is. The index is the entry's.
+	apply(s *State, index uint64) (ref, error)
+}
+
+// Init makes the cluster. It is the first command of a log, once. The caller draws the keys
+// and makes the CA's certificate. Apply answers a [NodeResult].
+type Init struct {
+	overlay.Place
+	Params      overlay.Params     `json:"params"`
+	CA          []byte             `json:"ca"`          // the CA's certificate, DER
+	CAKey       ed25519.PrivateKey `json:"caKey"`       // its private key, 64 bytes
+	SigningKeys [][]byte           `json:"signingKeys"` // seeds, 32 bytes each; the first signs
+	GossipKeys  [][]byte           `json:"gossipKeys"`  // 32 bytes each; the first encrypts
+	Node        NewNode            `json:"node"`        // the first manager
+}
+
+// NewNode is what a node that comes in says of itself.
+type NewNode struct {
+	ID      overlay.NodeID    `json:"id"`
+	Key     ed25519.PublicKey `json:"key"`
+	Name    string            `json:"name"`
+	Control netip.AddrPort    `json:"control"`
+	Gossip  netip.AddrPort    `json:"gossip"`
+}
+
+// Join takes a node in, with the role of its token. It is idempotent by (node ID, key): the
+// pair that is known gets the same row again and costs the token nothing. Apply answers a
+// [NodeResult], whose Revision belongs into the node's certificate.
+type Join struct {
+	Node  NewNode `json:"node"`
+	Token []byte  `json:"token"` // hash of the token, as pki.Token.Hash gives it
+	Now   int64   `json:"now"`   // Unix seconds, for the token's expiry
+}
+
+// SetRole promotes or demotes a node. The last manager stays one. Apply answers a
+// [NodeResult].
+type SetRole struct {
+	Node overlay.NodeID `json:"node"`
+	Role overlay.Role   `json:"role"`
+}
+
+// SetAvailability changes what a node is used for. Apply answers a [NodeResult].
+type SetAvailability struct {
+	Node         overlay.NodeID       `json:"node"`
+	Availability overlay.Availability `json:"availability"`
+}
+
+// UpdateNode changes where a node answers; a field that is not set stays as it is. Apply
+// answers a [NodeResult].
+type UpdateNode struct {
+	Node    overlay.NodeID `json:"node"`
+	Control netip.AddrPort `json:"control,omitzero"`
+	Gossip  netip.AddrPort `json:"gossip,omitzero"`
+}
+
+// RemoveNode puts a node out of the cluster for good: its ID and key never come back. The
+// last manager can't be removed. Apply answers a [RemovalResult].
+type RemoveNode struct {
+	Node overlay.NodeID `json:"node"`
+	// Consent says that the node itself asked and has no endpoints: its leases are free at
+	// once. Without it they are fenced: nobody gets their addresses.
+	Consent bool `json:"consent"`
+}
+
+// NewToken is a join token without its secret.
+type NewToken struct {
+	ID      string       `json:"id"`   // for lists; says nothing about the secret
+	Hash    []byte       `json:"hash"` // as pki.Token.Hash gives it
+	Role    overlay.Role `json:"role"`
+	Created int64        `json:"created"` // Unix seconds
+	Expires int64        `json:"expires"` // Unix seconds; 0 is never
+	Uses    int          `json:"uses"`    // 0 is any number
+}
+
+// CreateToken makes a join token valid. Apply answers a [TokenResult].
+type CreateToken struct {
+	Token NewToken `json:"token"`
+}
+
+// RevokeToken makes a join token invalid. Apply answers a [TokenResult].
+type RevokeToken struct {
+	ID string `json:"id"`
+}
+
+// RotateTokens revokes all tokens of the role of the one that replaces them. Apply answers a
+// [TokenResult].
+type RotateTokens struct {
+	Token NewToken `json:"token"`
+}
+
+// CreateNetwork accepts a spec: it takes the subnets that the spec leaves open from the
+// pools, the gateways, and a VNI. Apply answers a [NetworkResult].
+type CreateNetwork struct {
+	ID    overlay.NetworkID   `json:"id"` // drawn by the caller
+	Spec  overlay.NetworkSpec `json:"spec"`
+	Avoid []netip.Prefix      `json:"avoid,omitempty"` // what nodes route: automatic subnets stay out of it
+}
+
+// RemoveNetwork removes a network with its leases. The caller has checked that it has no
+// endpoints. Apply answers a [NetworkResult] whose Network has nothing but its ID.
+type RemoveNetwork struct {
+	ID overlay.NetworkID `json:"id"`
+}
+
+// Grant gives addresses of a network to a node and makes the node a participant. Apply
+// answers a [GrantResult].
+type Grant struct {
+	Network overlay.NetworkID `json:"network"`
+	Node    overlay.NodeID    `json:"node"`
+	// Want is the number of addresses to add of each family, at most MaxWant; fewer are given
+	// where fewer are left. 0 leaves it to the state: see ipam.GrantSize.
+	Want int `json:"want"`
+	// Addrs are wanted by name. With Want 0 a node that has a lease gets these alone.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
+}
+
+// MaxWant bounds Grant.Want and len(Grant.Addrs).
+const MaxWant = 1024
+
+// NodeResult answers Init, Join, SetRole, SetAvailability and UpdateNode: the node's row.
+type NodeResult struct {
+	Node     overlay.Node
+	Revision uint64 // of the state that the answer was read from
+}
+
+// RemovalResult answers RemoveNode.
+type RemovalResult struct {
+	Removal  overlay.Signed
+	Revision uint64
+}
+
+// TokenResult answers CreateToken, RevokeToken and RotateTokens.
+type TokenResult struct {
+	Token    Token
+	Revision uint64
+}
+
+// NetworkResult answers CreateNetwork and RemoveNetwork.
+type NetworkResult struct {
+	Network  overlay.Network
+	Revision uint64
+}
+
+// GrantResult answers Grant: all that a node needs of a network to take part in it. Leases
+// is shared; nobody may change it.
+type GrantResult struct {
+	Network  overlay.Network
+	Lease    overlay.Signed // of the node that asked; also in Leases
+	Leases   map[overlay.NodeID]overlay.Signed
+	Revision uint64
+}
+
+// Token is a join token as the state keeps it.
+type Token struct {
+	NewToken
+	Used    int  `json:"used"`
+	Revoked bool `json:"revoked,omitempty"`
+}
+
+// Row is the token as lists show it.
+func (t Token) Row() overlay.TokenRow {
+	r := overlay.TokenRow{ID: t.ID, Role: t.Role, Created: unix(t.Created), Uses: -1}
+	if t.Expires != 0 {
+		r.Expires = unix(t.Expires)
+	}
+	if t.Uses > 0 {
+		r.Uses = max(0, t.Uses-t.Used)
+	}
+	return r
+}
+
+// Live says whether a node may still join by the token at a time, in Unix seconds.
+func (t Token) Live(now int64) bool { return t.check(now) == nil }
