@@ -1,0 +1,75 @@
+# heddle: `make help` lists what there is. Root is needed for test, e2e, demo and bench.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+GO      ?= go
+RUN     ?= .
+
+# For raft-boltdb's metrics; see the note in go.mod.
+TAGS    := hashicorpmetrics
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)'
+TOOL    := $(GO) tool -modfile=tools/go.mod
+
+# What `make check` tests: packages without I/O, and the import rules.
+PURE := ./cmd ./overlay ./overlay/ipam ./overlay/plan ./overlay/wire ./cluster/state ./gossip/table ./datapath
+
+.PHONY: help build test check e2e demo demo-shell bench install uninstall clean fmt setup reporter
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
+
+build: ## build bin/heddle (static) and bin/heddle-demo
+	$(BUILD) -o bin/heddle ./cmd/heddle
+	$(BUILD) -o bin/heddle-demo ./e2e/demo
+
+check: reporter ## format, vet, staticcheck, import rules, pure tests, CLI for darwin and windows
+	@bad=$$($(TOOL) gofumpt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "make fmt would change: $$bad"; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -C tools ./...
+	$(TOOL) staticcheck -tags $(TAGS) ./...
+	GOOS=darwin $(GO) build -tags $(TAGS) -o /dev/null ./cmd/heddle
+	GOOS=windows $(GO) build -tags $(TAGS) -o /dev/null ./cmd/heddle
+	bin/testreport -short -tags $(TAGS) $(PURE)
+
+test: build setup reporter ## all tests: unit, kernel, e2e (root)
+	bin/testreport -count=1 -tags $(TAGS) -timeout 10m $$($(GO) list -tags $(TAGS) ./... | grep -v '/e2e$$')
+	bin/testreport -count=1 -tags $(TAGS) -timeout 10m ./e2e
+
+e2e: build setup reporter ## the scenarios alone (root); RUN=REGEXP picks some
+	bin/testreport -count=1 -tags $(TAGS) -timeout 10m -run '$(RUN)' ./e2e
+
+demo: build ## five hosts in namespaces show what heddle does (root)
+	bin/heddle-demo
+
+demo-shell: build ## the demo's hosts left running, with a shell on one (root)
+	bin/heddle-demo -shell
+
+bench: build ## print the figures of the design's section 10 as a table and JSON (root)
+	$(BUILD) -o bin/heddle-bench ./e2e/bench
+	bin/heddle-bench
+
+install: build ## install program, unit and example configuration (PREFIX, DESTDIR)
+	install -D -m 755 bin/heddle $(DESTDIR)$(PREFIX)/bin/heddle
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,/usr/local/bin,$(PREFIX)/bin,' deploy/systemd/heddle.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/heddle.service
+	install -d -m 755 $(DESTDIR)/etc/heddle
+	test -e $(DESTDIR)/etc/heddle/heddle.toml || install -m 644 deploy/heddle.toml $(DESTDIR)/etc/heddle/heddle.toml
+	@echo 'Installed. Type: systemctl daemon-reload && systemctl enable --now heddle'
+
+uninstall: ## remove what install has put there, but not configuration and state
+	rm -f $(DESTDIR)$(PREFIX)/bin/heddle $(DESTDIR)$(PREFIX)/lib/systemd/system/heddle.service
+	@echo 'Left in place: $(DESTDIR)/etc/heddle and $(DESTDIR)/var/lib/heddle'
+
+clean: ## remove what build has made
+	rm -rf bin
+
+fmt: ## format the Go files
+	$(TOOL) gofumpt -w $$(git ls-files '*.go')
+
+reporter:
+	@$(GO) build -C tools -o ../bin/testreport ./testreport
+
+setup:
+	@tools/setup.sh

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs what the tests need and the machine lacks, or says the line to type.
+set -eu
+missing=
+command -v ip >/dev/null || missing="$missing iproute2"
+command -v nft >/dev/null || missing="$missing nftables"
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	echo "installing$missing"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get -qq update
+	# shellcheck disable=SC2086
+	apt-get -qq install -y --no-install-recommends $missing >/dev/null
+else
+	echo "The tests need more programs. Type as root: apt-get install$missing" >&2
+	exit 1
+fi
