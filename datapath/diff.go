@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -17,6 +18,8 @@ func Diff(have *State, want *Config) []Op {
 		links:   make(map[LinkKey]*Link, len(want.Links)),
 		added:   map[LinkKey]bool{},
 		moved:   map[LinkKey]bool{},
+		renewed: map[LinkKey]bool{},
+		flushed: map[LinkKey]bool{},
 		deleted: map[LinkKey]bool{},
 	}
 	d.ending = unwanted(have.Namespaces, want.Namespaces, func(n Namespace) string { return n.Name }, strings.Compare)
@@ -39,8 +42,12 @@ type differ struct {
 	links   map[LinkKey]*Link // wanted
 	added   map[LinkKey]bool  // links made by ops, whose rows are gone or never were
 	moved   map[LinkKey]bool  // ports that change their bridge: their forwarding entries are gone
+	renewed map[LinkKey]bool  // links that change their MAC: their neighbours are gone
 	deleted map[LinkKey]bool  // links deleted by ops, and far ends that go with them
+	flushed map[LinkKey]bool  // links that lose their last IPv4 address: their IPv4 neighbours are gone
 	ending  []Namespace       // to be removed
+
+	oldAddresses []Address // to be removed at the end
 }
 
 func (d *differ) do(op Op) { d.ops = append(d.ops, op) }
@@ -128,6 +135,7 @@ func (d *differ) addLinks() {
 				if have.Link != *want {
 					set = append(set, want)
 					d.moved[want.Key()] = have.Master != want.Master
+					d.renewed[want.Key()] = have.MAC != want.MAC
 				}
 			}
 		}
@@ -190,36 +198,55 @@ func (d *differ) freeNames(add []*Link) {
 // fresh says whether a link that is there later is without rows before the ops of its own.
 func (d *differ) fresh(l LinkKey) bool { return d.added[l] || d.deleted[l] }
 
+// addAddresses adds addresses, after those removals that can't wait.
 func (d *differ) addAddresses() {
-	var keep map[AddressKey]bool
+	d.delAddresses()
 	for _, a := range d.want.Addresses {
-		if _, ok := d.have.Addresses[a.Key()]; ok && !d.fresh(LinkKey{a.NS, a.Link}) {
-			continue
+		if _, ok := d.have.Addresses[a.Key()]; !ok || d.fresh(LinkKey{a.NS, a.Link}) {
+			d.do(SetAddress{a})
 		}
-		if keep == nil {
-			keep = d.wantedAddresses()
-		}
-		// An IPv6 address stands once on a link, whatever its prefix length.
-		for k, old := range d.have.Addresses {
-			if k.NS == a.NS && k.Link == a.Link && k.Prefix.Addr() == a.Prefix.Addr() && k != a.Key() && !keep[k] && !d.fresh(LinkKey{a.NS, a.Link}) {
-				d.do(DelAddress{old})
-			}
-		}
-		d.do(SetAddress{a})
 	}
 }
 
-func (d *differ) wantedAddresses() map[AddressKey]bool {
-	keep := make(map[AddressKey]bool, len(d.want.Addresses))
-	for _, a := range d.want.Addresses {
-		keep[a.Key()] = true
+// delAddresses sorts unwanted addresses of links that stay. Two kinds go at once: an IPv6
+// address that is wanted with another prefix length, since it can stand on a link once;
+// and all IPv4 addresses of a link that keeps none, since with the last one the kernel
+// flushes the link's IPv4 neighbours.
+func (d *differ) delAddresses() {
+	old := unwanted(d.have.Addresses, d.want.Addresses, Address.Key, compareAddresses)
+	if len(old) == 0 {
+		return
 	}
-	return keep
+	type place struct {
+		link LinkKey
+		ip   netip.Addr // zero: any IPv4 address
+	}
+	wanted := map[place]bool{}
+	for _, a := range d.want.Addresses {
+		link := LinkKey{a.NS, a.Link}
+		wanted[place{link, a.Prefix.Addr()}] = true
+		wanted[place{link: link}] = wanted[place{link: link}] || a.Prefix.Addr().Is4()
+	}
+	stays := d.staying()
+	for _, a := range old {
+		link := LinkKey{a.NS, a.Link}
+		switch {
+		case !stays(a.NS, a.Link):
+		case a.Prefix.Addr().Is4() && !wanted[place{link: link}]:
+			d.flushed[link] = true
+			d.do(DelAddress{a})
+		case a.Prefix.Addr().Is6() && wanted[place{link, a.Prefix.Addr()}]:
+			d.do(DelAddress{a})
+		default:
+			d.oldAddresses = append(d.oldAddresses, a)
+		}
+	}
 }
 
 func (d *differ) addEntries() {
 	for _, n := range d.want.Neighbors {
-		if have, ok := d.have.Neighbors[n.Key()]; !ok || have.MAC != n.MAC || d.fresh(LinkKey{n.NS, n.Link}) {
+		have, ok := d.have.Neighbors[n.Key()]
+		if !ok || have.MAC != n.MAC || d.neighborGone(n) {
 			d.do(SetNeighbor{n})
 		}
 	}
@@ -250,12 +277,20 @@ func (d *differ) upLinks() {
 	}
 }
 
+// neighborGone says whether an entry that was there went with something else.
+func (d *differ) neighborGone(n Neighbor) bool {
+	link := LinkKey{n.NS, n.Link}
+	return d.fresh(link) || d.renewed[link] || n.IP.Is4() && d.flushed[link]
+}
+
 // delRows removes entries and addresses of links that stay; the others go with their link.
 func (d *differ) delRows() {
 	fdb := unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB)
 	neighbors := unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors)
-	addresses := unwanted(d.have.Addresses, d.want.Addresses, Address.Key, compareAddresses)
-	if len(fdb)+len(neighbors)+len(addresses) == 0 {
+	for _, a := range d.oldAddresses {
+		d.do(DelAddress{a})
+	}
+	if len(fdb)+len(neighbors) == 0 {
 		return
 	}
 	stays := d.staying()
@@ -265,13 +300,8 @@ func (d *differ) delRows() {
 		}
 	}
 	for _, n := range neighbors {
-		if stays(n.NS, n.Link) {
+		if stays(n.NS, n.Link) && !d.neighborGone(n) {
 			d.do(DelNeighbor{n})
-		}
-	}
-	for _, a := range addresses {
-		if stays(a.NS, a.Link) {
-			d.do(DelAddress{a})
 		}
 	}
 }

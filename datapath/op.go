@@ -162,6 +162,9 @@ func (o SetLink) apply(s *State) {
 	if have.Master != o.Master {
 		s.dropFDB(o.Key(), true)
 	}
+	if have.MAC != o.MAC {
+		s.dropNeighbors(o.Key(), false)
+	}
 	have.Link = o.Link
 	s.Links[o.Key()] = have
 }
@@ -187,8 +190,20 @@ func (o DelLink) apply(s *State) {
 	}
 }
 
-func (o SetAddress) apply(s *State)  { s.Addresses[o.Key()] = o.Address }
-func (o DelAddress) apply(s *State)  { delete(s.Addresses, o.Key()) }
+func (o SetAddress) apply(s *State) { s.Addresses[o.Key()] = o.Address }
+func (o DelAddress) apply(s *State) {
+	if _, ok := s.Addresses[o.Key()]; !ok || o.Prefix.Addr().Is6() {
+		delete(s.Addresses, o.Key())
+		return
+	}
+	delete(s.Addresses, o.Key())
+	for k := range s.Addresses {
+		if k.NS == o.NS && k.Link == o.Link && k.Prefix.Addr().Is4() {
+			return
+		}
+	}
+	s.dropNeighbors(LinkKey{o.NS, o.Link}, true)
+}
 func (o SetNeighbor) apply(s *State) { s.Neighbors[o.Key()] = o.Neighbor }
 func (o DelNeighbor) apply(s *State) { delete(s.Neighbors, o.Key()) }
 func (o SetFDB) apply(s *State)      { s.FDB[o.Key()] = o.FDBEntry }
@@ -201,12 +216,18 @@ func (s *State) dropRows(l LinkKey) {
 			delete(s.Addresses, k)
 		}
 	}
+	s.dropNeighbors(l, false)
+	s.dropFDB(l, false)
+}
+
+// dropNeighbors forgets what the kernel flushes when a link's MAC changes, or, IPv4 alone,
+// when its last IPv4 address goes.
+func (s *State) dropNeighbors(l LinkKey, only4 bool) {
 	for k := range s.Neighbors {
-		if k.NS == l.NS && k.Link == l.Name {
+		if k.NS == l.NS && k.Link == l.Name && (!only4 || k.IP.Is4()) {
 			delete(s.Neighbors, k)
 		}
 	}
-	s.dropFDB(l, false)
 }
 
 // dropFDB forgets the entries on a port. A port that left its bridge keeps the half of

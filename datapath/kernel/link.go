@@ -226,6 +226,7 @@ func (k *Kernel) addLink(l datapath.Link) error {
 		}
 	}
 	if far != nil {
+		delete(far.index, l.Peer.Name)
 		if err := k.prepareFarEnd(l.Peer, far); err != nil {
 			return err
 		}
@@ -303,16 +304,13 @@ func (k *Kernel) setLink(l datapath.Link) error {
 	if err != nil {
 		return err
 	}
-	m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)
-	m.u32(unix.IFLA_MTU, uint32(l.MTU)).bytes(unix.IFLA_ADDRESS, l.MAC[:])
 	var master int32
 	if l.Master != "" {
 		if master, err = h.indexOf(l.Master); err != nil {
 			return fmt.Errorf("bridge %s: %w", l.Master, err)
 		}
 	}
-	m.u32(unix.IFLA_MASTER, uint32(master))
-	if err := h.do(m); err != nil {
+	if err := h.change(l.Name, l.MAC, l.MTU, &master); err != nil {
 		return err
 	}
 	if l.Kind == datapath.Veth {
@@ -320,9 +318,7 @@ func (k *Kernel) setLink(l datapath.Link) error {
 		if err != nil {
 			return err
 		}
-		p := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Peer.Name)
-		p.u32(unix.IFLA_MTU, uint32(l.Peer.MTU)).bytes(unix.IFLA_ADDRESS, l.Peer.MAC[:])
-		if err := far.do(p); err != nil {
+		if err := far.change(l.Peer.Name, l.Peer.MAC, l.Peer.MTU, nil); err != nil {
 			return err
 		}
 		if err := k.prepareFarEnd(l.Peer, far); err != nil {
@@ -330,6 +326,26 @@ func (k *Kernel) setLink(l datapath.Link) error {
 		}
 	}
 	return writeLink(h, l)
+}
+
+// change writes what differs alone: a MAC that is written, even the same, makes the kernel
+// forget the link's neighbours.
+func (h *handle) change(name string, mac datapath.MAC, mtu int, master *int32) error {
+	there, err := h.byName(name)
+	if err != nil {
+		return err
+	}
+	m := request(unix.RTM_NEWLINK, 0, ifinfo(there.index, 0, 0))
+	if there.mac != mac {
+		m.bytes(unix.IFLA_ADDRESS, mac[:])
+	}
+	if there.mtu != mtu {
+		m.u32(unix.IFLA_MTU, uint32(mtu))
+	}
+	if master != nil && there.master != *master {
+		m.u32(unix.IFLA_MASTER, uint32(*master))
+	}
+	return h.do(m)
 }
 
 // writeLink writes the mark and what only an existing link takes: the flags of a port, and

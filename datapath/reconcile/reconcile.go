@@ -8,7 +8,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -172,4 +171,3 @@ func (l *Loop) Run(ctx context.Context) error {
 		timer.Reset(w.round(ctx))
 	}
 }
-
