@@ -47,7 +47,8 @@ type differ struct {
 	flushed map[LinkKey]bool  // links that lose their last IPv4 address: their IPv4 neighbours are gone
 	ending  []Namespace       // to be removed
 
-	oldAddresses []Address // to be removed at the end
+	oldAddresses   []Address // to be removed at the end
+	fdb, neighbors int       // how many rows there are that are wanted
 }
 
 func (d *differ) do(op Op) { d.ops = append(d.ops, op) }
@@ -243,11 +244,16 @@ func (d *differ) delAddresses() {
 	}
 }
 
+// addEntries also counts the wanted entries that are there, so that unwanted ones are
+// looked for only where there are more.
 func (d *differ) addEntries() {
 	for _, n := range d.want.Neighbors {
 		have, ok := d.have.Neighbors[n.Key()]
 		if !ok || have.MAC != n.MAC || d.neighborGone(n) {
 			d.do(SetNeighbor{n})
+		}
+		if ok {
+			d.neighbors++
 		}
 	}
 	for _, f := range d.want.FDB {
@@ -262,6 +268,9 @@ func (d *differ) addEntries() {
 			d.do(SetFDB{f})
 		default:
 			d.do(SetFDB{f})
+		}
+		if ok {
+			d.fdb++
 		}
 	}
 }
@@ -285,21 +294,19 @@ func (d *differ) neighborGone(n Neighbor) bool {
 
 // delRows removes entries and addresses of links that stay; the others go with their link.
 func (d *differ) delRows() {
-	fdb := unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB)
-	neighbors := unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors)
 	for _, a := range d.oldAddresses {
 		d.do(DelAddress{a})
 	}
-	if len(fdb)+len(neighbors) == 0 {
+	if d.fdb == len(d.have.FDB) && d.neighbors == len(d.have.Neighbors) {
 		return
 	}
 	stays := d.staying()
-	for _, f := range fdb {
+	for _, f := range unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB) {
 		if stays(f.NS, f.Link) {
 			d.do(DelFDB{f})
 		}
 	}
-	for _, n := range neighbors {
+	for _, n := range unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors) {
 		if stays(n.NS, n.Link) && !d.neighborGone(n) {
 			d.do(DelNeighbor{n})
 		}

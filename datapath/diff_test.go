@@ -1,0 +1,197 @@
+package datapath_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/datapath/datapathtest"
+)
+
+// drawConfig draws a wanted state out of a small world, so that successive draws collide.
+func drawConfig(t *rapid.T, k *datapathtest.Kernel) datapath.Config {
+	var c datapath.Config
+	free := map[int]bool{}
+	for i := range 4 {
+		free[i] = true
+		k.AddWorkload(workload(i))
+	}
+	vteps := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("2001:db8::4")}
+	for n := range rapid.IntRange(0, 2).Draw(t, "networks") {
+		o := datapathtest.Overlay{ID: fmt.Sprintf("n%d", n), VNI: datapathtest.MinVNI + uint32(rapid.IntRange(0, 1).Draw(t, "vni")*2+n), Local: netip.MustParseAddr("192.0.2.1")}
+		o.Members = vteps[:rapid.IntRange(0, 3).Draw(t, "members")]
+		for e := range 4 {
+			switch where := rapid.IntRange(0, 7).Draw(t, "endpoint"); {
+			case where < 4 && free[where]:
+				free[where] = false
+				o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: e, NS: workload(where)})
+			case where < 6:
+				o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: e, VTEP: vteps[where%3]})
+			case where == 6:
+				o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: e, Make: fmt.Sprintf("w%d-%d", n, e)})
+			}
+		}
+		one := o.Config()
+		alter(t, &one)
+		c.Namespaces = append(c.Namespaces, one.Namespaces...)
+		c.Links = append(c.Links, one.Links...)
+		c.Addresses = append(c.Addresses, one.Addresses...)
+		c.Neighbors = append(c.Neighbors, one.Neighbors...)
+		c.FDB = append(c.FDB, one.FDB...)
+		one.Filter.Allowed = append(one.Filter.Allowed, c.Filter.Allowed...)
+		c.Filter = one.Filter
+	}
+	return c
+}
+
+func workload(i int) datapath.NS {
+	return datapath.NS{Path: fmt.Sprintf("/proc/%d/ns/net", i), Inode: uint64(i + 1)}
+}
+
+// alter changes what can change in a network's own objects.
+func alter(t *rapid.T, c *datapath.Config) {
+	mtu := rapid.SampledFrom([]int{1450, 1400}).Draw(t, "mtu")
+	for i := range c.Links {
+		c.Links[i].MTU = mtu
+		if rapid.IntRange(0, 9).Draw(t, "mac") == 0 {
+			c.Links[i].MAC[5] ^= 0x80
+		}
+	}
+	if bits := rapid.IntRange(13, 16).Draw(t, "bits"); bits > 13 {
+		c.Addresses[0].Prefix = netip.PrefixFrom(c.Addresses[0].Prefix.Addr(), bits)
+		c.Addresses[1].Prefix = netip.PrefixFrom(c.Addresses[1].Prefix.Addr(), 4*bits)
+	} else {
+		c.Addresses = c.Addresses[2:]
+	}
+}
+
+func apply(t *rapid.T, k *datapathtest.Kernel, want datapath.Config) {
+	have, _ := k.Read(t.Context(), &want)
+	for _, op := range datapath.Diff(have, &want) {
+		if err := k.Apply(t.Context(), op); err != nil {
+			t.Fatal(err)
+		}
+		have.Apply(op)
+	}
+	if got, want := k.String(), datapathtest.StateOf(want).String(); got != want {
+		t.Fatalf("the kernel holds\n%swant\n%s", got, want)
+	}
+	seen, _ := k.Read(t.Context(), &want)
+	if got := have.String(); got != seen.String() {
+		t.Fatalf("the mirror holds\n%sthe kernel\n%s", got, seen)
+	}
+	if d := datapath.Drift(have, seen); len(d) > 0 {
+		t.Fatalf("drift %v", d)
+	}
+	if ops := datapath.Diff(seen, &want); len(ops) > 0 {
+		t.Fatalf("still to do: %v", ops)
+	}
+}
+
+func TestDiffReachesWhatIsWanted(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k := datapathtest.NewKernel()
+		for range 5 {
+			apply(t, k, drawConfig(t, k))
+			damage(t, k)
+		}
+		apply(t, k, datapath.Config{})
+		if s := k.String(); s != "\n" {
+			t.Fatalf("an empty Config leaves\n%s", s)
+		}
+	})
+}
+
+// damage takes away some rows that nothing else hangs on.
+func damage(t *rapid.T, k *datapathtest.Kernel) {
+	k.Edit(func(s *datapath.State) {
+		for key, f := range s.FDB {
+			switch rapid.IntRange(0, 5).Draw(t, "damage") {
+			case 0:
+				delete(s.FDB, key)
+			case 1:
+				if f.VTEP.IsValid() {
+					f.VTEP = datapath.Damaged
+					s.FDB[key] = f
+				}
+			}
+		}
+		for key, l := range s.Links {
+			if rapid.IntRange(0, 5).Draw(t, "down") == 0 {
+				l.Up = false
+				s.Links[key] = l
+			}
+		}
+	})
+}
+
+func TestDiffGrowsWithTheChange(t *testing.T) {
+	o := datapathtest.Overlay{ID: "n1", VNI: datapathtest.MinVNI, Local: netip.MustParseAddr("192.0.2.1"), Members: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+	for n := range 1000 {
+		o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: n, VTEP: o.Members[0]})
+	}
+	have := datapathtest.StateOf(o.Config())
+	more := o
+	more.Endpoints = append(more.Endpoints, datapathtest.Endpoint{N: 2000, VTEP: o.Members[0]})
+	want := more.Config()
+	if ops := datapath.Diff(have, &want); len(ops) != 3 {
+		t.Errorf("one remote endpoint more: %v, want one FDB and two neighbours", ops)
+	}
+	want = o.Config()
+	if ops := datapath.Diff(datapathtest.StateOf(more.Config()), &want); len(ops) != 3 {
+		t.Errorf("one remote endpoint less: %v", ops)
+	}
+}
+
+// TestGolden shows the state that a small network makes, and the operations in their order.
+func TestGolden(t *testing.T) {
+	c := datapathtest.Overlay{
+		ID: "n1", VNI: datapathtest.MinVNI, Local: netip.MustParseAddr("192.0.2.1"), Members: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
+		Endpoints: []datapathtest.Endpoint{{N: 1, Make: "web"}, {N: 2, VTEP: netip.MustParseAddr("192.0.2.2")}},
+	}.Config()
+	var got string
+	for _, op := range datapath.Diff(datapath.NewState(), &c) {
+		got += op.String() + "\n"
+	}
+	got += "\n" + datapathtest.StateOf(c).String() + "\n"
+	for _, op := range datapath.Diff(datapathtest.StateOf(c), &datapath.Config{}) {
+		got += op.String() + "\n"
+	}
+	file := filepath.Join("testdata", "network.golden")
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+func BenchmarkDiff(b *testing.B) {
+	for _, n := range []int{100, 1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			o := datapathtest.Overlay{ID: "n1", VNI: datapathtest.MinVNI, Local: netip.MustParseAddr("192.0.2.1"), Members: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+			for n := range n {
+				o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: n, VTEP: o.Members[0]})
+			}
+			have := datapathtest.StateOf(o.Config())
+			o.Endpoints = append(o.Endpoints, datapathtest.Endpoint{N: n + 1, VTEP: o.Members[0]})
+			want := o.Config()
+			for b.Loop() {
+				if len(datapath.Diff(have, &want)) != 3 {
+					b.Fatal("not three operations")
+				}
+			}
+		})
+	}
+}
