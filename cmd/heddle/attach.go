@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/local"
+)
+
+func (c *cli) attachCmd() *cobra.Command {
+	var f attachFlags
+	var quiet bool
+	cmd := &cobra.Command{Use: "attach NAME --network NETWORK", Short: "Give a workload a place in a network", Args: oneArg("NAME"),
+		Long: "Give the workload NAME a place in a network: an interface with addresses in its network\n" +
+			"namespace. Without --netns or --pid heddle makes the namespace /run/netns/NAME and removes\n" +
+			"it at detach. When attach has returned, the other nodes of the network know the workload.",
+		Example: "  heddle attach web --network blue\n  heddle attach db --network blue --pid 4711 --ip 10.64.0.7"}
+	f.add(cmd)
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the endpoint's ID alone")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r, err := f.request(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		e, err := c.attach(cmd, r)
+		if err != nil {
+			return err
+		}
+		if quiet {
+			c.printf("%s\n", e.ID)
+			return nil
+		}
+		c.printf("%s\n", strings.Join(endpointLine(e), "  "))
+		return nil
+	}
+	return cmd
+}
+
+// attachFlags are the flags that attach and run share.
+type attachFlags struct {
+	r      overlay.AttachRequest
+	labels []pair[string]
+}
+
+func (f *attachFlags) add(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.StringVar(&f.r.Network, "network", "", "network to attach to, by name or ID (required)")
+	parsed(fs, &f.r.IP, "ip", "ip", "IPv4 address; default a free one", overlay.ParseAddr)
+	parsed(fs, &f.r.IP6, "ip6", "ip", "IPv6 address; default a free one", overlay.ParseAddr)
+	parsed(fs, &f.r.MAC, "mac", "mac", "MAC address; default a random one", parseMAC)
+	repeated(fs, &f.r.Aliases, "alias", "name", "further name of the workload in the network", parseName("alias"))
+	parsed(fs, &f.r.Service, "service", "name", "service that the workload belongs to", parseName("service"))
+	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
+	parsed(fs, &f.r.IfName, "ifname", "name", "name of the interface; default the first free of eth0, eth1, …", nonEmpty)
+	parsed(fs, &f.r.Netns, "netns", "path|name", "namespace of the workload; a name is of one in /run/netns", parseNetns)
+	fs.IntVar(&f.r.PID, "pid", 0, "process whose namespace is the workload's")
+}
+
+// request is what the flags ask for.
+func (f *attachFlags) request(cmd *cobra.Command, name string) (overlay.AttachRequest, error) {
+	f.r.Name, f.r.Labels = name, toMap(f.labels)
+	if cmd.Flags().Changed("pid") && f.r.PID <= 0 {
+		return f.r, usagef(cmd, "--pid %d is no process", f.r.PID)
+	}
+	return f.r, usage(cmd, f.r.Validate())
+}
+
+func parseNetns(option, s string) (string, error) {
+	s, err := nonEmpty(option, s)
+	if err != nil {
+		return "", err
+	}
+	if !strings.Contains(s, "/") {
+		return "/run/netns/" + s, nil
+	}
+	// The daemon has another working directory.
+	return filepath.Abs(s)
+}
+
+// attach makes the endpoint and names the nodes that have not acknowledged it.
+func (c *cli) attach(cmd *cobra.Command, r overlay.AttachRequest) (overlay.Endpoint, error) {
+	reply, err := ask(c, cmd, func(ctx context.Context, cl *local.Client) (overlay.AttachReply, error) { return cl.Attach(ctx, r) })
+	for _, node := range reply.Silent {
+		c.note("warning: node %s has not acknowledged %s yet; until it does, it may not reach it", node, r.Name)
+	}
+	return reply.Endpoint, err
+}
+
+// endpointLine is what attach prints: name, addresses and interface.
+func endpointLine(e overlay.Endpoint) []string {
+	s := []string{e.Name}
+	if e.IPv4.IsValid() {
+		s = append(s, e.IPv4.String())
+	}
+	if e.IPv6.IsValid() {
+		s = append(s, e.IPv6.String())
+	}
+	return append(s, e.Interface+" in "+e.Namespace)
+}

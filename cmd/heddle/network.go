@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/local"
+)
+
+func (c *cli) networkCmd() *cobra.Command {
+	type row = overlay.NetworkRow
+	ls := list[row]{
+		short: "List networks",
+		id:    func(r row) string { return string(r.ID) },
+		columns: []column[row]{
+			idColumn("ID", func(r row) string { return string(r.ID) }),
+			text("NAME", func(r row) string { return r.Name }),
+			text("DRIVER", func(r row) string { return r.Driver }),
+			text("SCOPE", func(r row) string { return r.Scope }),
+			text("VNI", func(r row) string { return strconv.FormatUint(uint64(r.VNI), 10) }),
+			text("SUBNETS", func(r row) string { return strings.Join(subnets(r), ", ") }),
+		},
+		filters: map[string]matcher[row]{
+			"id":      prefix(func(r row) string { return string(r.ID) }),
+			"name":    part(func(r row) string { return r.Name }),
+			"network": named(func(r row) (id, name string) { return string(r.ID), r.Name }),
+			"driver":  exact(func(r row) string { return r.Driver }),
+			"scope":   exact(func(r row) string { return r.Scope }),
+			"label":   labelled(func(r row) map[string]string { return r.Labels }),
+			"node": func(r row, v string) bool {
+				return slices.ContainsFunc(r.Participants, func(p overlay.ParticipantRow) bool {
+					return named(func(p overlay.ParticipantRow) (id, name string) { return string(p.Node), p.Name })(p, v)
+				})
+			},
+		},
+	}
+	return c.group("network", "Manage networks",
+		c.networkCreate(),
+		ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) { return cl.Networks(ctx) }),
+		inspectCmd(c, "NETWORK", "Show networks as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]row, error) {
+			return one(cl.Network(ctx, ref))
+		}),
+		c.networkRm())
+}
+
+func subnets(r overlay.NetworkRow) (s []string) {
+	for _, cfg := range r.IPAM.Config {
+		s = append(s, cfg.Subnet.String())
+	}
+	return s
+}
+
+func (c *cli) networkRm() *cobra.Command {
+	cmd := &cobra.Command{Use: "rm NETWORK...", Aliases: []string{"remove"}, Short: "Remove networks that nothing is attached to", Args: someArgs("NETWORK")}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return c.askAll(cmd, args, func(ctx context.Context, cl *local.Client, ref string) error {
+			err := cl.RemoveNetwork(ctx, ref)
+			if err == nil {
+				c.printf("%s\n", ref)
+			}
+			return err
+		})
+	}
+	return cmd
+}
