@@ -60,8 +60,11 @@ func (c *Credentials) Subject() Subject { return c.current.Load().subject }
 // NeedsRenewal says whether half of the life of this node's certificate is over.
 func (c *Credentials) NeedsRenewal() bool { return NeedsRenewal(c.current.Load().leaf, c.now()) }
 
-// Revoked says whether a certificate of this cluster is refused here.
-func (c *Credentials) Revoked(s Subject) bool { return c.revoked(s) }
+// Removed says whether a node is out of the cluster.
+func (c *Credentials) Removed(s Subject) bool { return c.revoked(s.as(false)) }
+
+// Manager says whether the subject counts as a manager here.
+func (c *Credentials) Manager(s Subject) bool { return s.Role == overlay.Manager && !c.revoked(s) }
 
 // rules are what a connection asks of the other side, besides a certificate of this cluster.
 type rules struct {
@@ -86,12 +89,21 @@ func (c *Credentials) check(leaf *x509.Certificate, r rules) error {
 		return overlay.Errorf(overlay.Denied, "node %s is no manager", s.Node.Short())
 	case r.epoch && s.Epoch != me.subject.Epoch:
 		return overlay.Errorf(overlay.Denied, "node %s is of epoch %d of the cluster, this one of epoch %d", s.Node.Short(), s.Epoch, me.subject.Epoch)
-	case !r.removed && c.revoked(s):
+	case !r.removed && c.revoked(s.as(r.manager)):
 		return overlay.Errorf(overlay.Denied, "the certificate of node %s is revoked", s.Node.Short())
 	case r.dates:
 		return checkDates(leaf, c.now())
 	}
 	return nil
+}
+
+// as is the subject without its role where that does not matter: a demoted manager is still a
+// member.
+func (s Subject) as(manager bool) Subject {
+	if !manager {
+		s.Role = overlay.Worker
+	}
+	return s
 }
 
 func (c *Credentials) verifier(r rules) func(tls.ConnectionState) error {

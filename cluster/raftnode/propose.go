@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/heddle-net/heddle/cluster/pki"
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -208,6 +209,6 @@ func (n *Node) Transfer(ctx context.Context) error {
 // when the facts that revoke have changed.
 func (n *Node) DropRevoked() {
 	if s := n.stream.Load(); s != nil {
-		s.drop(n.Credentials.Revoked)
+		s.drop(func(peer pki.Subject) bool { return !n.Credentials.Manager(peer) })
 	}
 }

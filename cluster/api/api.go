@@ -1,0 +1,168 @@
+// Package api is the wire contract with the managers: HTTP/1.1 with JSON over the control port,
+// spoken as heddle-api/1 between members and as heddle-join/1 by a node that wants to become one.
+//
+// Any manager answers; writes and reads that must be current are forwarded to the leader once.
+// Errors travel as overlay.Error.
+package api
+
+import (
+	"context"
+	"crypto/ed25519"
+	"net/netip"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Caller is who asks, by the certificate of its connection.
+type Caller struct {
+	Node overlay.NodeID
+	Role overlay.Role
+}
+
+// Backend is a manager, as the handler needs one. Methods that change something, and those
+// called after Verify, run on the leader; they answer with kind Unavailable where another
+// manager, or a later try, may do better.
+type Backend interface {
+	// Leader is the manager that leads as far as this one knows, or "". self says that it is
+	// this one, ready to answer.
+	Leader() (id overlay.NodeID, self bool)
+	// LeaderChanged returns a channel that is closed when Leader may answer otherwise.
+	LeaderChanged() <-chan struct{}
+	// Verify returns when this manager knows that it leads and its state is current.
+	Verify(context.Context) error
+
+	Networks(context.Context) ([]overlay.NetworkRow, error)
+	Network(ctx context.Context, ref string) (overlay.NetworkRow, error)
+	CreateNetwork(context.Context, overlay.NetworkSpec) (overlay.NetworkRow, error)
+	RemoveNetwork(ctx context.Context, ref string) error
+	Endpoints(context.Context) ([]overlay.Endpoint, error)
+
+	Nodes(context.Context) ([]overlay.NodeRow, error)
+	UpdateNode(ctx context.Context, ref string, u overlay.NodeUpdate) (overlay.NodeRow, error)
+	RemoveNode(ctx context.Context, by Caller, ref string, force bool) error
+
+	Tokens(context.Context) ([]overlay.TokenRow, error)
+	CreateToken(context.Context, overlay.TokenRequest) (overlay.TokenReply, error)
+	RotateTokens(context.Context, overlay.TokenRequest) (overlay.TokenReply, error)
+	RevokeToken(ctx context.Context, id string) error
+
+	Join(context.Context, JoinRequest) (JoinReply, error)
+	Grant(ctx context.Context, node overlay.NodeID, r GrantRequest) (GrantReply, error)
+	Renew(ctx context.Context, node overlay.NodeID) (Certificate, error)
+	Leave(ctx context.Context, node overlay.NodeID) error
+	UpdateSelf(ctx context.Context, node overlay.NodeID, a Addresses) (overlay.Node, error)
+	Applied(ctx context.Context, node overlay.NodeID, revision uint64) error
+	ManagerReady(ctx context.Context, node overlay.NodeID, r Ready) error
+
+	Source // what watch streams are made of
+}
+
+// Source is a state that can be followed.
+type Source interface {
+	// FactsFor is what a node may see.
+	FactsFor(overlay.NodeID) *overlay.Facts
+	// Since is the difference between what the node could see at a revision and now; false
+	// means that only the whole helps.
+	Since(revision uint64, node overlay.NodeID) (overlay.Delta, bool)
+	// Changed returns a channel that is closed when the state is newer than the revision.
+	Changed(revision uint64) <-chan struct{}
+	// Beat is how fresh the state is.
+	Beat() Beat
+}
+
+// Beat tells how fresh a manager's state is.
+type Beat struct {
+	Leader overlay.NodeID `json:"leader,omitempty"` // "" when it knows of none
+	Commit uint64         `json:"commit"`           // its Raft commit index
+	Age    int64          `json:"age"`              // ms since it heard of the leader; 0 on the leader, -1 when it never did
+}
+
+// JoinRequest is what a node that wants to become a member says (format "join").
+type JoinRequest struct {
+	V       int               `json:"v"`
+	Node    overlay.NodeID    `json:"node"`
+	Key     ed25519.PublicKey `json:"key"`
+	Name    string            `json:"name"`
+	Control netip.AddrPort    `json:"control"`
+	Gossip  netip.AddrPort    `json:"gossip"`
+	Secret  []byte            `json:"secret"` // the token's
+	Hello   overlay.Hello     `json:"hello"`
+}
+
+// Certificate is a node certificate and what it belongs to.
+type Certificate struct {
+	overlay.Place
+	Cert []byte `json:"cert"` // DER
+	CA   []byte `json:"ca"`   // DER
+}
+
+// JoinReply makes a node a member.
+type JoinReply struct {
+	V     int           `json:"v"`
+	Node  overlay.Node  `json:"node"`
+	Facts overlay.Facts `json:"facts"`
+	Hello overlay.Hello `json:"hello"`
+	Certificate
+}
+
+// GrantRequest asks for addresses of a network: Want more of each family, and those named.
+type GrantRequest struct {
+	Network string       `json:"network"` // name, ID or prefix
+	Want    int          `json:"want,omitempty"`
+	Addrs   []netip.Addr `json:"addrs,omitempty"`
+}
+
+// GrantReply is a network with all its leases at a revision.
+type GrantReply struct {
+	Network  overlay.Network                   `json:"network"`
+	Leases   map[overlay.NodeID]overlay.Signed `json:"leases"`
+	Revision uint64                            `json:"revision"`
+}
+
+// Addresses are where a node answers; what is not set stays as it is.
+type Addresses struct {
+	Control netip.AddrPort `json:"control,omitzero"`
+	Gossip  netip.AddrPort `json:"gossip,omitzero"`
+}
+
+// Ready says that a node with the manager role runs Raft, and how much of the log it has.
+type Ready struct {
+	Last uint64 `json:"last"`
+}
+
+type applied struct {
+	Revision uint64 `json:"revision"`
+}
+
+// Paths of the API that only nodes use. The others are those of the local API.
+const (
+	pathHello   = "/v1/hello"
+	pathWatch   = "/v1/watch"
+	pathJoin    = "/v1/join"
+	pathGrant   = "/v1/grant"
+	pathRenew   = "/v1/renew"
+	pathLeave   = "/v1/leave"
+	pathSelf    = "/v1/self"
+	pathApplied = "/v1/applied"
+	pathReady   = "/v1/manager-ready"
+)
+
+// Headers between managers, honoured from managers alone, and the ID of a request, by which a
+// retry is recognised.
+const (
+	headerFor     = "X-Heddle-For"     // NODE ROLE of the original caller
+	headerRequest = "X-Heddle-Request" // at most 64 bytes
+)
+
+type requestKey struct{}
+
+// WithRequest gives the request ID to what a handler calls.
+func WithRequest(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, requestKey{}, id)
+}
+
+// RequestOf is the ID of the request that ctx belongs to, or "".
+func RequestOf(ctx context.Context) string {
+	id, _ := ctx.Value(requestKey{}).(string)
+	return id
+}
