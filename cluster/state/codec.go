@@ -57,20 +57,23 @@ func fatalf(format string, args ...any) error {
 
 // decode reads an entry of the log. Whatever it does not know all of is fatal.
 func decode(entry []byte) (envelope, Command, error) {
-	var head struct{ V, Level int }
-	if err := json.Unmarshal(entry, &head); err != nil {
-		return envelope{}, nil, fatalf("an entry is no command: %w", err)
-	}
-	if err := readable("command", head.V, head.Level); err != nil {
-		return envelope{}, nil, err
-	}
 	var e envelope
-	if err := strict(entry, &e); err != nil {
-		return e, nil, fatalf("a command can't be read: %w", err)
+	bad := strict(entry, &e)
+	if bad != nil { // of a version with other fields, perhaps
+		e = envelope{}
+		if err := json.Unmarshal(entry, &e); err != nil {
+			return e, nil, fatalf("an entry of the log is no command: %w", err)
+		}
+	}
+	if err := readable("command", e.V, e.Level); err != nil {
+		return e, nil, err
+	}
+	if bad != nil || len(e.Req) > maxReq {
+		return e, nil, fatalf("a command %.32q can't be read: %v", string(e.Kind), bad)
 	}
 	c := blank(e.Kind)
 	if c == nil {
-		return e, nil, fatalf("command %q is unknown here; upgrade heddle on this node", e.Kind)
+		return e, nil, fatalf("command %.32q is unknown here; upgrade heddle on this node", e.Kind)
 	}
 	if err := strict(e.Body, c); err != nil {
 		return e, nil, fatalf("command %s can't be read: %w", e.Kind, err)

@@ -37,7 +37,7 @@ const (
 type Command interface {
 	kind() Kind
 	// apply changes the state, or refuses and leaves it as it is. The index is the entry's.
-	apply(s *State, index uint64) (ref, error)
+	apply(t *tables, index uint64) (ref, error)
 }
 
 // Init makes the cluster. It is the first command of a log, once. The caller draws the keys

@@ -1,0 +1,171 @@
+package state
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// FactsFor is what a node may see: a manager everything, another member all nodes and the
+// networks in which it has a lease, and who is no member the removals, so that it can see
+// its own.
+func (s *State) FactsFor(node overlay.NodeID) *overlay.Facts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.t
+	f := &overlay.Facts{V: 1, Revision: t.revision, Place: t.Place, Params: t.Params, CA: t.CA, Ring: t.Ring,
+		Nodes: map[overlay.NodeID]overlay.Node{}, Removals: t.removals.share(),
+		Networks: map[overlay.NetworkID]overlay.Network{}, Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{}}
+	if t.CAKey != nil {
+		f.CAKey = t.CAKey.Public().(ed25519.PublicKey)
+	}
+	row, member := t.nodes.m[node]
+	if !member {
+		return f
+	}
+	f.GossipKeys, f.Nodes = t.GossipKeys, t.nodes.share()
+	put := func(id overlay.NetworkID) {
+		n := t.networks.m[id]
+		f.Networks[id] = n.def
+		if len(n.leases) > 0 {
+			f.Leases[id] = n.leases
+		}
+	}
+	if row.Role == overlay.Manager {
+		for id := range t.networks.m {
+			put(id)
+		}
+	} else {
+		for id := range t.leased[node] {
+			put(id)
+		}
+	}
+	return f
+}
+
+// Since is the difference between what the node could see at a revision and what it may see
+// at this one. At or above this revision it is empty. False means that the state can't tell:
+// send FactsFor in Delta.Full.
+func (s *State) Since(rev uint64, node overlay.NodeID) (overlay.Delta, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.t
+	d := overlay.Delta{V: 1, Revision: max(rev, t.revision)}
+	if rev >= t.revision {
+		return d, true
+	}
+	changes, ok := s.journal.since(rev)
+	row, member := t.nodes.m[node]
+	if !ok || !member || changes[key{table: tRole, node: node}] {
+		return overlay.Delta{}, false
+	}
+	w := &watcher{t, node, row.Role == overlay.Manager, changes, &d}
+	for k := range changes {
+		w.row(k)
+	}
+	w.sort()
+	return d, true
+}
+
+// watcher makes the difference for one node.
+type watcher struct {
+	t       *tables
+	node    overlay.NodeID
+	all     bool // it sees every network
+	changes map[key]bool
+	d       *overlay.Delta
+}
+
+func (w *watcher) row(k key) {
+	switch t := w.t; k.table {
+	case tNode:
+		if row, ok := t.nodes.m[k.node]; ok {
+			w.d.Nodes = append(w.d.Nodes, row)
+		} else {
+			w.d.GoneNodes = append(w.d.GoneNodes, k.node)
+		}
+	case tRemoval:
+		if w.d.Removals == nil {
+			w.d.Removals = map[overlay.NodeID]overlay.Signed{}
+		}
+		w.d.Removals[k.node] = t.removals.m[k.node]
+	case tKeys:
+		w.d.Ring, w.d.GossipKeys = t.Ring, t.GossipKeys
+	case tNetwork:
+		if n, ok := t.networks.m[k.network]; w.all && ok {
+			w.d.Networks = append(w.d.Networks, n.def)
+		} else if w.all {
+			w.d.GoneNets = append(w.d.GoneNets, k.network)
+		}
+	case tLease:
+		w.lease(k)
+	}
+}
+
+// lease is a changed lease. The node's own says whether it sees the network at all.
+func (w *watcher) lease(k key) {
+	n, there := w.t.networks.m[k.network]
+	if w.all {
+		if there {
+			w.one(n, k)
+		}
+		return
+	}
+	if !there || !w.t.leased[w.node][k.network] {
+		if k.node == w.node {
+			w.d.GoneNets = append(w.d.GoneNets, k.network)
+		}
+		return
+	}
+	entered := w.changes[key{tEntered, w.node, k.network}]
+	if entered && k.node == w.node {
+		w.d.Networks = append(w.d.Networks, n.def)
+		for node, lease := range n.leases {
+			w.d.Leases = append(w.d.Leases, overlay.LeaseRow{Network: k.network, Node: node, Lease: lease})
+		}
+		return
+	}
+	if _, is := n.leases[k.node]; !entered || !is { // what there is came with the entrance
+		w.one(n, k)
+	}
+}
+
+func (w *watcher) one(n *network, k key) {
+	row := overlay.LeaseRow{Network: k.network, Node: k.node}
+	if lease, ok := n.leases[k.node]; ok {
+		row.Lease = lease
+		w.d.Leases = append(w.d.Leases, row)
+	} else {
+		w.d.GoneLeases = append(w.d.GoneLeases, row)
+	}
+}
+
+// sort puts the rows in an order of their own, so that one difference has one form.
+func (w *watcher) sort() {
+	d := w.d
+	slices.SortFunc(d.Nodes, func(a, b overlay.Node) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	slices.SortFunc(d.Networks, func(a, b overlay.Network) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	lease := func(a, b overlay.LeaseRow) int {
+		return cmp.Or(strings.Compare(string(a.Network), string(b.Network)), strings.Compare(string(a.Node), string(b.Node)))
+	}
+	slices.SortFunc(d.Leases, lease)
+	slices.SortFunc(d.GoneLeases, lease)
+	slices.Sort(d.GoneNodes)
+	slices.Sort(d.GoneNets)
+}
+
+// clonedWith is the map with one more row, or without it when put is false.
+func clonedWith[K comparable, V any](m map[K]V, k K, v V, put bool) map[K]V {
+	out := make(map[K]V, len(m)+1)
+	maps.Copy(out, m)
+	if put {
+		out[k] = v
+	} else {
+		delete(out, k)
+	}
+	return out
+}

@@ -1,0 +1,113 @@
+package state
+
+import (
+	"crypto/ed25519"
+	"maps"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/ipam"
+)
+
+// tables are the rows. Rows are replaced, never changed, so that readers may keep them.
+type tables struct {
+	applied  uint64 // index of the newest entry
+	revision uint64 // index of the newest entry that changed a row
+	cluster
+	nodes    cow[overlay.NodeID, overlay.Node]
+	removals cow[overlay.NodeID, overlay.Signed]
+	networks cow[overlay.NetworkID, *network]
+	tokens   cow[string, Token]
+	members  map[overlay.NodeID]member // of nodes that are, and that were
+	done     outcomes
+
+	// What follows from the rows above, for look-ups.
+	byName  map[string]overlay.NodeID
+	byHash  map[string]string // token hash to ID
+	netName map[string]overlay.NetworkID
+	vnis    map[uint32]bool
+	subnets ipam.Set // of all networks
+	leased  map[overlay.NodeID]map[overlay.NetworkID]bool
+	pools   map[overlay.NetworkID]*pool
+
+	changes []key // of the command that is being applied
+}
+
+// cluster is what there is one of.
+type cluster struct {
+	overlay.Place
+	Params     overlay.Params     `json:"params"`
+	CA         []byte             `json:"ca"`
+	CAKey      ed25519.PrivateKey `json:"caKey"`
+	Signing    [][]byte           `json:"signingKeys"` // seeds; the first signs
+	Ring       []overlay.RingKey  `json:"ring"`
+	GossipKeys [][]byte           `json:"gossipKeys"`
+	NextNumber uint32             `json:"nextNumber"` // of a node
+	NextVNI    uint32             `json:"nextVNI"`    // where the search for a free one begins
+}
+
+// member is what the state keeps of a node for itself.
+type member struct {
+	Name  string `json:"name"`
+	Token string `json:"token,omitempty"` // ID of the token that it joined by
+}
+
+// network is a network's row.
+type network struct {
+	def    overlay.Network
+	leases map[overlay.NodeID]overlay.Signed
+	fenced map[overlay.NodeID][]overlay.Grant // of nodes that were removed without their consent
+}
+
+// pool is the addresses of a network that are not free: reserved, leased or fenced.
+type pool struct {
+	used ipam.Set
+	held map[overlay.NodeID][]overlay.Grant
+}
+
+func newTables() *tables {
+	return &tables{
+		nodes: newCow[overlay.NodeID, overlay.Node](), removals: newCow[overlay.NodeID, overlay.Signed](),
+		networks: newCow[overlay.NetworkID, *network](), tokens: newCow[string, Token](),
+		members: map[overlay.NodeID]member{}, done: outcomes{byReq: map[string]int{}},
+		byName: map[string]overlay.NodeID{}, byHash: map[string]string{}, netName: map[string]overlay.NetworkID{},
+		vnis: map[uint32]bool{}, leased: map[overlay.NodeID]map[overlay.NetworkID]bool{}, pools: map[overlay.NetworkID]*pool{},
+	}
+}
+
+// apply does a command, or refuses it and leaves all rows as they are.
+func (t *tables) apply(c Command, index uint64) (ref, error) {
+	if _, first := c.(*Init); !first && t.Cluster == "" {
+		return ref{}, overlay.Errorf(overlay.NotMember, "there is no cluster yet; make one with `heddle init`")
+	}
+	return c.apply(t, index)
+}
+
+// changed notes the rows that a command has changed.
+func (t *tables) changed(k ...key) { t.changes = append(t.changes, k...) }
+
+// sign states body under the cluster's signing key.
+func (t *tables) sign(d overlay.Domain, body any) (overlay.Signed, error) {
+	return overlay.Sign(d, ed25519.NewKeyFromSeed(t.Signing[0]), body)
+}
+
+// cow is a map that its readers share until its next change.
+type cow[K comparable, V any] struct {
+	m      map[K]V
+	shared bool
+}
+
+func newCow[K comparable, V any]() cow[K, V] { return cow[K, V]{m: map[K]V{}} }
+
+// share is the map for readers.
+func (c *cow[K, V]) share() map[K]V {
+	c.shared = true
+	return c.m
+}
+
+// edit is the map for a change.
+func (c *cow[K, V]) edit() map[K]V {
+	if c.shared {
+		c.m, c.shared = maps.Clone(c.m), false
+	}
+	return c.m
+}
