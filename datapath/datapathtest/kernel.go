@@ -5,6 +5,7 @@ package datapathtest
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/heddle-net/heddle/datapath"
@@ -162,6 +163,8 @@ func (k *Kernel) namespace(ns datapath.NS) error {
 	}
 	inode, ok := k.workloads[ns.Path]
 	switch {
+	case !ok && ns.Inode == 0 && strings.HasPrefix(ns.Path, "/run/netns/"):
+		return fmt.Errorf("namespace %s, which heddle makes, is not there", ns.Path)
 	case !ok:
 		return datapath.Errorf(datapath.NoNamespace, "namespace %s does not exist", ns.Path)
 	case ns.Inode != 0 && ns.Inode != inode:

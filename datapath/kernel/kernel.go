@@ -107,10 +107,11 @@ func (k *Kernel) in(ns datapath.NS) (*handle, error) {
 	if ns.Path == "" {
 		return k.hostHandle()
 	}
-	if name, ok := ownName(ns); ok {
+	if name, ok := ownName(ns); ok { // one that heddle makes: its absence is no fault of others
 		if h := k.own[name]; h != nil {
 			return h, nil
 		}
+		return nil, fmt.Errorf("namespace %s is not there: %w", name, unix.ENOENT)
 	}
 	if h := k.guests[ns]; h != nil {
 		return h, nil
