@@ -19,6 +19,8 @@ var programs = map[string]func(args []string) error{
 	"ping":  ping,
 	"count": count,
 	"forge": forge,
+	"as":    as,
+	"hold":  hold,
 }
 
 // Args is the command line of a probe: this program's path, Command, name and arguments. The

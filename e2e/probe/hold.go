@@ -1,0 +1,24 @@
+//go:build linux
+
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net"
+)
+
+// hold PORT: listens on a TCP and UDP port until it is killed. It prints a line when it does.
+func hold(args []string) error {
+	if len(args) != 1 {
+		return errors.New("hold: needs a port")
+	}
+	if _, err := net.Listen("tcp", ":"+args[0]); err != nil {
+		return err
+	}
+	if _, err := net.ListenPacket("udp", ":"+args[0]); err != nil {
+		return err
+	}
+	fmt.Println("holding")
+	select {}
+}
