@@ -16,7 +16,7 @@ type State interface {
 	// what others execute would make it differ from them.
 	Apply(index uint64, command []byte) (result any, err error)
 	// Snapshot captures the state and returns what writes it, which runs beside later Applies.
-	Snapshot() (func(io.Writer) error, error)
+	Snapshot() (SnapshotWriter, error)
 	// Restore replaces the state by a snapshot.
 	Restore(io.Reader) error
 }
@@ -87,7 +87,10 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	return nil
 }
 
-type snapshot func(io.Writer) error
+// SnapshotWriter writes a captured state.
+type SnapshotWriter func(io.Writer) error
+
+type snapshot SnapshotWriter
 
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
 	if err := s(sink); err != nil {

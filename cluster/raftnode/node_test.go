@@ -44,7 +44,7 @@ func (j *journal) Apply(_ uint64, c []byte) (any, error) {
 	return len(j.list), nil
 }
 
-func (j *journal) Snapshot() (func(io.Writer) error, error) {
+func (j *journal) Snapshot() (SnapshotWriter, error) {
 	list := j.all()
 	return func(w io.Writer) error {
 		for _, s := range list {
