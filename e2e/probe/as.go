@@ -4,9 +4,12 @@ package probe
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +27,12 @@ func as(args []string) error {
 	if err != nil {
 		return err
 	}
+	// Opened before the change, since the other user may not search the way to it.
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	if err := unix.Setgroups(nil); err != nil {
 		return err
 	}
@@ -33,5 +42,26 @@ func as(args []string) error {
 	if err := unix.Setresuid(uid, uid, uid); err != nil {
 		return err
 	}
-	return unix.Exec(path, args[1:], os.Environ())
+	return execFile(f, args[1:], os.Environ())
+}
+
+// execFile is execveat(2) of an open program.
+func execFile(f *os.File, args, env []string) error {
+	argv, err := unix.SlicePtrFromStrings(args)
+	if err != nil {
+		return err
+	}
+	envv, err := unix.SlicePtrFromStrings(env)
+	if err != nil {
+		return err
+	}
+	empty, err := unix.BytePtrFromString("")
+	if err != nil {
+		return err
+	}
+	_, _, errno := unix.Syscall6(unix.SYS_EXECVEAT, f.Fd(), uintptr(unsafe.Pointer(empty)), uintptr(unsafe.Pointer(&argv[0])),
+		uintptr(unsafe.Pointer(&envv[0])), unix.AT_EMPTY_PATH, 0)
+	runtime.KeepAlive(argv)
+	runtime.KeepAlive(envv)
+	return fmt.Errorf("execveat %s: %w", f.Name(), errno)
 }

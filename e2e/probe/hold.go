@@ -13,12 +13,21 @@ func hold(args []string) error {
 	if len(args) != 1 {
 		return errors.New("hold: needs a port")
 	}
-	if _, err := net.Listen("tcp", ":"+args[0]); err != nil {
+	u, err := net.ListenPacket("udp", ":"+args[0])
+	if err != nil {
 		return err
 	}
-	if _, err := net.ListenPacket("udp", ":"+args[0]); err != nil {
+	defer u.Close()
+	l, err := net.Listen("tcp", ":"+args[0])
+	if err != nil {
 		return err
 	}
 	fmt.Println("holding")
-	select {}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
 }

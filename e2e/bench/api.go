@@ -1,0 +1,105 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/heddle-net/heddle/e2e/cluster"
+	"github.com/heddle-net/heddle/e2e/lab"
+)
+
+// api speaks to a host's daemon on its unix socket, so that the command line's own cost is
+// not measured.
+type api struct{ http *http.Client }
+
+func client(h *lab.Host) *api {
+	sock := h.Path("/run/heddle/heddle.sock")
+	return &api{&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", sock)
+	}}}}
+}
+
+// call sends a request and returns the answer: its last line for a streamed one.
+func (a *api) call(ctx context.Context, method, path string, body any) (json.RawMessage, error) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://heddle"+path, bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var last json.RawMessage
+	for d := json.NewDecoder(resp.Body); d.More(); {
+		if err := d.Decode(&last); err != nil {
+			return nil, err
+		}
+	}
+	if resp.StatusCode >= 300 {
+		return nil, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, last)
+	}
+	return last, nil
+}
+
+// stream is call for an operation that answers line by line.
+func (a *api) stream(ctx context.Context, path string, body, result any) error {
+	last, err := a.call(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	var e struct {
+		Result json.RawMessage `json:"result"`
+		Error  *struct {
+			Msg string `json:"error"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(last, &e); err != nil {
+		return fmt.Errorf("%s: %w in %q", path, err, last)
+	}
+	if e.Error != nil {
+		return errors.New(e.Error.Msg)
+	}
+	if result == nil {
+		return nil
+	}
+	return json.Unmarshal(e.Result, result)
+}
+
+func (a *api) attach(ctx context.Context, name, network string) (cluster.Endpoint, error) {
+	var reply struct {
+		Endpoint cluster.Endpoint `json:"endpoint"`
+		Silent   []string         `json:"silent"`
+	}
+	err := a.stream(ctx, "/v1/attach", map[string]string{"name": name, "network": network}, &reply)
+	if err == nil && len(reply.Silent) > 0 {
+		err = fmt.Errorf("attach %s: %v did not acknowledge", name, reply.Silent)
+	}
+	return reply.Endpoint, err
+}
+
+func (a *api) detach(ctx context.Context, name string) error {
+	return a.stream(ctx, "/v1/detach", map[string]string{"name": name}, nil)
+}
+
+func (a *api) createNetwork(ctx context.Context, name string) error {
+	_, err := a.call(ctx, http.MethodPost, "/v1/networks", map[string]any{"name": name, "driver": "overlay", "ipv4": true, "ipv6": true})
+	return err
+}
+
+func (a *api) removeNetwork(ctx context.Context, name string) error {
+	_, err := a.call(ctx, http.MethodDelete, "/v1/networks/"+name, nil)
+	return err
+}
