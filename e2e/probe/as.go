@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -47,15 +48,15 @@ func as(args []string) error {
 
 // execFile is execveat(2) of an open program.
 func execFile(f *os.File, args, env []string) error {
-	argv, err := unix.SlicePtrFromStrings(args)
+	argv, err := syscall.SlicePtrFromStrings(args)
 	if err != nil {
 		return err
 	}
-	envv, err := unix.SlicePtrFromStrings(env)
+	envv, err := syscall.SlicePtrFromStrings(env)
 	if err != nil {
 		return err
 	}
-	empty, err := unix.BytePtrFromString("")
+	empty, err := syscall.BytePtrFromString("")
 	if err != nil {
 		return err
 	}
