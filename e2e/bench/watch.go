@@ -36,8 +36,17 @@ func watch(ctx context.Context, c *cluster.Cluster, h *lab.Host, network string)
 	if len(rows) != 1 || rows[0].Namespace == "" {
 		return nil, fmt.Errorf("%s has no namespace of %s", h.Name(), network)
 	}
+	w, err := watchNS(h.Path("/run/netns/" + rows[0].Namespace))
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", h.Name(), err)
+	}
+	return w, nil
+}
+
+// watchNS watches the network namespace at a path.
+func watchNS(path string) (*watcher, error) {
 	w := &watcher{quit: make(chan struct{}), done: make(chan struct{}), seen: map[string][]time.Time{}}
-	err := lab.InNetNS(h.Path("/run/netns/"+rows[0].Namespace), func() (err error) {
+	err := lab.InNetNS(path, func() (err error) {
 		w.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -46,7 +55,7 @@ func watch(ctx context.Context, c *cluster.Cluster, h *lab.Host, network string)
 		return unix.Bind(w.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_NEIGH - 1)})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", h.Name(), err)
+		return nil, err
 	}
 	go w.read()
 	return w, nil
