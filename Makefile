@@ -15,12 +15,12 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 # What `make check` tests: packages without I/O, and the import rules.
 PURE := ./cmd ./overlay ./overlay/ipam ./overlay/plan ./overlay/wire ./cluster/state ./gossip/table ./datapath
 
-.PHONY: help build test check e2e demo demo-shell bench install uninstall clean fmt setup reporter
+.PHONY: help build test check e2e demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
 
-build: ## build bin/heddle (static) and bin/heddle-demo
+build: need-go ## build bin/heddle (static) and bin/heddle-demo
 	$(BUILD) -o bin/heddle ./cmd/heddle
 	$(BUILD) -o bin/heddle-demo ./e2e/demo
 
@@ -40,13 +40,13 @@ test: build setup reporter ## all tests: unit, kernel, e2e (root)
 e2e: build setup reporter ## the scenarios alone (root); RUN=REGEXP picks some
 	bin/testreport -count=1 -tags $(TAGS) -timeout 10m -run '$(RUN)' ./e2e
 
-demo: build ## five hosts in namespaces show what heddle does (root)
+demo: need-root build ## five hosts in namespaces show what heddle does (root)
 	bin/heddle-demo
 
-demo-shell: build ## the demo's hosts left running, with a shell on one (root)
+demo-shell: need-root build ## the demo's hosts left running, with a shell on one (root)
 	bin/heddle-demo -shell
 
-bench: build ## print the figures of the design's section 10 as a table and JSON (root)
+bench: need-root build ## print the figures of the design's section 10 as a table and JSON (root)
 	$(BUILD) -o bin/heddle-bench ./e2e/bench
 	bin/heddle-bench
 
@@ -73,3 +73,9 @@ reporter:
 
 setup:
 	@tools/setup.sh
+
+need-go:
+	@command -v $(GO) >/dev/null || { echo "Go is missing; install the version that go.mod names, or later" >&2; exit 1; }
+
+need-root:
+	@test "$$(id -u)" = 0 || { echo "This makes namespaces and links, so it needs root; type it again as root" >&2; exit 1; }
