@@ -81,23 +81,38 @@ func (d Delta) Apply(f *Facts) *Facts {
 		}
 	}
 	if len(d.Leases)+len(d.GoneLeases)+len(d.GoneNets) > 0 {
-		n.Leases = cloned(f.Leases)
-	}
-	for _, row := range d.Leases {
-		m := cloned(n.Leases[row.Network])
-		m[row.Node] = row.Lease
-		n.Leases[row.Network] = m
-	}
-	for _, row := range d.GoneLeases {
-		m := cloned(n.Leases[row.Network])
-		delete(m, row.Node)
-		n.Leases[row.Network] = m
+		n.Leases = d.leases(f.Leases)
 	}
 	for _, id := range d.GoneNets {
 		delete(n.Networks, id)
 		delete(n.Leases, id)
 	}
 	return &n
+}
+
+// leases is the leases after the delta, but for those of networks that are gone. A network
+// without a lease has no entry.
+func (d Delta) leases(old map[NetworkID]map[NodeID]Signed) map[NetworkID]map[NodeID]Signed {
+	all := cloned(old)
+	mine := map[NetworkID]bool{} // cloned already
+	of := func(id NetworkID) map[NodeID]Signed {
+		if !mine[id] {
+			all[id], mine[id] = cloned(all[id]), true
+		}
+		return all[id]
+	}
+	for _, row := range d.Leases {
+		of(row.Network)[row.Node] = row.Lease
+	}
+	for _, row := range d.GoneLeases {
+		delete(of(row.Network), row.Node)
+	}
+	for id := range mine {
+		if len(all[id]) == 0 {
+			delete(all, id)
+		}
+	}
+	return all
 }
 
 func cloned[K comparable, V any](m map[K]V) map[K]V {

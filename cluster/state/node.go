@@ -41,7 +41,7 @@ func (c Init) validate() error {
 		return overlay.Errorf(overlay.Invalid, "make a cluster: "+format, args...)
 	}
 	cert, err := x509.ParseCertificate(c.CA)
-	pub, _ := publicOf(c.CAKey)
+	pub := publicOf(c.CAKey)
 	switch {
 	case c.Cluster == "" || len(c.Cluster) > 64 || c.Epoch == 0:
 		return bad("cluster ID %.64q and epoch %d name no cluster", c.Cluster, c.Epoch)
@@ -76,11 +76,11 @@ func (c Init) validate() error {
 }
 
 // publicOf is the public half of a private key, or nil when the key is malformed.
-func publicOf(k ed25519.PrivateKey) (ed25519.PublicKey, bool) {
+func publicOf(k ed25519.PrivateKey) ed25519.PublicKey {
 	if len(k) != ed25519.PrivateKeySize || !k.Equal(ed25519.NewKeyFromSeed(k.Seed())) {
-		return nil, false
+		return nil
 	}
-	return k.Public().(ed25519.PublicKey), true
+	return k.Public().(ed25519.PublicKey)
 }
 
 func allOfLen(keys [][]byte, n int) bool {

@@ -119,7 +119,7 @@ func (f *snapshotFile) tables() (*tables, error) {
 }
 
 func (f *snapshotFile) check() error {
-	switch pub, _ := publicOf(f.CAKey); {
+	switch pub := publicOf(f.CAKey); {
 	case f.Revision > f.Applied:
 		return fmt.Errorf("revision %d is above the newest entry %d", f.Revision, f.Applied)
 	case len(f.Done) > remembered:
