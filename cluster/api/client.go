@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -23,7 +24,7 @@ import (
 
 const (
 	// Patience is how long a request is tried, over all managers, before it fails.
-	Patience = 5 * time.Second
+	Patience = 4500 * time.Millisecond
 
 	dialTimeout = 2 * time.Second
 	pauseMin    = 50 * time.Millisecond // between two rounds over the managers
@@ -49,8 +50,6 @@ func Managers(f *overlay.Facts) []Manager {
 // is safe for concurrent use. It starts no goroutine that outlives its calls but those of its
 // idle connections; Close ends them.
 type Client struct {
-	cred  *pki.Credentials
-	http  http.Client
 	trans *http.Transport
 
 	mu       sync.Mutex
@@ -59,9 +58,8 @@ type Client struct {
 
 // NewClient makes a client with this node's credentials. It does not connect.
 func NewClient(cred *pki.Credentials, managers []Manager) *Client {
-	c := &Client{cred: cred, managers: managers}
+	c := &Client{managers: managers}
 	c.trans = newTransport(cred, c.address)
-	c.http.Transport = c.trans
 	return c
 }
 
@@ -165,7 +163,7 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, id s
 				c.prefer(m.ID)
 				return resp, nil
 			}
-			if ctx.Err() == nil || last == nil {
+			if ctx.Err() == nil && (!answered(last) || answered(err)) || last == nil {
 				last = err
 			}
 		}
@@ -177,6 +175,12 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, id s
 	}
 }
 
+// answered says whether an error is a manager's answer.
+func answered(err error) bool {
+	_, ok := errors.AsType[*overlay.Error](err)
+	return ok
+}
+
 // one asks one manager. An answer of kind Unavailable is an error.
 func (c *Client) one(ctx context.Context, manager overlay.NodeID, method, path string, body []byte, id string) (*http.Response, error) {
 	req, err := newRequest(ctx, manager, method, path, body)
@@ -184,9 +188,9 @@ func (c *Client) one(ctx context.Context, manager overlay.NodeID, method, path s
 		return nil, err
 	}
 	req.Header.Set(headerRequest, id)
-	resp, err := c.http.Do(req)
+	resp, err := c.trans.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("manager %s: %w", manager.Short(), err)
 	}
 	if resp.StatusCode == http.StatusServiceUnavailable {
 		defer resp.Body.Close()
@@ -208,6 +212,9 @@ func unavailable(method string, cause error) error {
 	hint := "see `heddle status`"
 	if method == http.MethodGet {
 		hint = "--stale shows this node's copy"
+	}
+	if answered(cause) {
+		return cause
 	}
 	if cause == nil {
 		return overlay.Errorf(overlay.Unavailable, "no manager is known; %s", hint)

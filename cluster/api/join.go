@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -100,7 +99,7 @@ func (c *JoinConn) Join(ctx context.Context, r JoinRequest) (JoinReply, error) {
 func Join(ctx context.Context, at string, token pki.Token, r JoinRequest) (JoinReply, error) {
 	c, err := DialJoin(ctx, at, token)
 	if err != nil {
-		return JoinReply{}, fmt.Errorf("join: %w", err)
+		return JoinReply{}, err
 	}
 	defer c.Close()
 	return c.Join(ctx, r)

@@ -29,7 +29,7 @@ type Store interface {
 	SaveFacts(*overlay.Facts) error
 }
 
-// WatcherConfig is what a watcher works with. Source may be nil, the rest is required.
+// WatcherConfig is what a watcher works with. First may be nil, the rest is required.
 type WatcherConfig struct {
 	Self   overlay.NodeID
 	Client *Client // the watcher tells it which managers there are
@@ -89,8 +89,8 @@ func (w *Watcher) Source() (overlay.NodeID, Beat) {
 	return w.source, w.beat
 }
 
-// SetLocal gives the state of a manager on this node, which is followed as long as it knows of
-// a leader, or takes it away with nil.
+// SetLocal gives the state of a manager on this node, which is followed whenever it knows of a
+// leader and is not behind, or takes it away with nil.
 func (w *Watcher) SetLocal(s Source) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -133,9 +133,10 @@ func (w *Watcher) round(ctx context.Context) {
 	w.mu.Lock()
 	local, swap := w.local, w.swap
 	w.mu.Unlock()
-	if local != nil {
-		if err := w.followLocal(ctx, local, swap); err != nil {
-			w.Log.Debug("the manager on this node has no leader; looking for another", "err", err)
+	if w.localGood() {
+		err := w.followLocal(ctx, local, swap)
+		if ctx.Err() == nil {
+			w.Log.Debug("the manager on this node is not followed any more", "err", err)
 		}
 	}
 	for _, m := range w.Client.Managers() {
@@ -152,7 +153,19 @@ func (w *Watcher) round(ctx context.Context) {
 	}
 }
 
-var errSwapped = errors.New("the sources have changed")
+var errSwapped = errors.New("there is a better source")
+
+// localGood says whether the manager on this node is worth following.
+func (w *Watcher) localGood() bool {
+	w.mu.Lock()
+	local, f := w.local, w.facts
+	w.mu.Unlock()
+	if local == nil || !local.Beat().led() {
+		return false
+	}
+	mine := local.FactsFor(w.Self)
+	return mine != nil && mine.Epoch >= f.Epoch && mine.Revision >= f.Revision
+}
 
 // followLocal follows the manager on this node.
 func (w *Watcher) followLocal(ctx context.Context, s Source, swap <-chan struct{}) error {
@@ -213,15 +226,19 @@ type health struct{ good time.Time }
 
 func newHealth() *health { return &health{time.Now()} }
 
+// led says whether the beat is of a manager that hears of a leader.
+func (b Beat) led() bool {
+	return b.Leader != "" && b.Age >= 0 && time.Duration(b.Age)*time.Millisecond < silence
+}
+
 func (h *health) judge(b Beat, f *overlay.Facts) error {
-	led := b.Leader != "" && b.Age >= 0 && time.Duration(b.Age)*time.Millisecond < silence
-	if led && b.Commit >= f.Revision {
+	if b.led() && b.Commit >= f.Revision {
 		h.good = time.Now()
 	}
 	if time.Since(h.good) < silence {
 		return nil
 	}
-	if led {
+	if b.led() {
 		return fmt.Errorf("it is behind for %v", silence)
 	}
 	return fmt.Errorf("it has no leader for %v", silence)
@@ -250,7 +267,7 @@ func (w *Watcher) follow(ctx context.Context, m overlay.NodeID, swap <-chan stru
 	if err != nil {
 		return err
 	}
-	resp, err := w.Client.http.Do(req)
+	resp, err := w.Client.trans.RoundTrip(req)
 	if err != nil {
 		return reason(ctx, err)
 	}
@@ -278,6 +295,9 @@ func (w *Watcher) follow(ctx context.Context, m overlay.NodeID, swap <-chan stru
 			w.setSource(m, *e.Beat)
 			if err := health.judge(*e.Beat, w.Facts()); err != nil {
 				return err
+			}
+			if w.localGood() {
+				return errSwapped
 			}
 		}
 	}
