@@ -47,8 +47,51 @@ func (k *Kernel) setAddress(a datapath.Address) error {
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
 			return datapath.Errorf(datapath.Unsupported, "this kernel has no IPv6, so %s cannot be set (%w); boot without ipv6.disable=1, or use a network without IPv6", a.Prefix, err)
 		}
+		if err == nil {
+			return h.waitAddresses(a.Link)
+		}
 	}
 	return err
+}
+
+// waitAddresses returns when the IPv6 addresses of a link that is up are answered for.
+// Even without duplicate address detection the kernel joins the address's group and makes
+// its local route in a worker, after the address itself is there.
+func (h *handle) waitAddresses(name string) error {
+	l, err := h.byName(name)
+	if err != nil || !l.up {
+		return err
+	}
+	var ips []netip.Addr
+	err = h.dump(request(unix.RTM_GETADDR, 0, ifaddr(unix.AF_INET6, 0, 0)), func() { ips = ips[:0] }, func(b []byte) {
+		if len(b) < unix.SizeofIfAddrmsg || int32(u32(b[4:])) != l.index || b[2]&unix.IFA_F_NODAD == 0 {
+			return
+		}
+		for t, v := range attributes(b[unix.SizeofIfAddrmsg:]) {
+			if ip, ok := netip.AddrFromSlice(v); ok && t == unix.IFA_ADDRESS && !ip.IsLinkLocalUnicast() {
+				ips = append(ips, ip)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, ip := range ips {
+		if err := poll("local route of "+ip.String(), func() (bool, error) { return h.isLocal(ip), nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isLocal says whether the namespace takes packets to the address as its own.
+func (h *handle) isLocal(ip netip.Addr) (local bool) {
+	head := make([]byte, unix.SizeofRtMsg)
+	head[0], head[1] = unix.AF_INET6, 128
+	_ = h.get(request(unix.RTM_GETROUTE, 0, head).bytes(unix.RTA_DST, ip.AsSlice()), func(b []byte) {
+		local = len(b) >= unix.SizeofRtMsg && b[7] == unix.RTN_LOCAL
+	}) // an unreachable address is not local
+	return local
 }
 
 func (k *Kernel) delAddress(a datapath.Address) error {

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	mark              = "heddle:" // starts the alias of every link that is heddle's
-	skipStats         = 1 << 3    // RTEXT_FILTER_SKIP_STATS
-	vethInfoPeer      = 1         // VETH_INFO_PEER
-	addrGenNone       = 1         // IN6_ADDR_GEN_MODE_NONE
-	inet6AddrGenMode  = 8         // IFLA_INET6_ADDR_GEN_MODE
-	operUp            = 6         // IF_OPER_UP
-	linkReadyDeadline = time.Second
+	mark             = "heddle:" // starts the alias of every link that is heddle's
+	skipStats        = 1 << 3    // RTEXT_FILTER_SKIP_STATS
+	vethInfoPeer     = 1         // VETH_INFO_PEER
+	addrGenNone      = 1         // IN6_ADDR_GEN_MODE_NONE
+	inet6AddrGenMode = 8         // IFLA_INET6_ADDR_GEN_MODE
+	operUp           = 6         // IF_OPER_UP
+	readyDeadline    = time.Second
 )
 
 // link is a network device as the kernel tells of it.
@@ -416,7 +416,7 @@ func (k *Kernel) upLink(l datapath.Link) error {
 		return err
 	}
 	if l.Kind != datapath.Veth {
-		return nil
+		return h.waitAddresses(l.Name)
 	}
 	far, err := k.in(l.Peer.NS)
 	if err != nil {
@@ -428,22 +428,32 @@ func (k *Kernel) upLink(l datapath.Link) error {
 	if err := far.waitReady(l.Peer.Name); err != nil {
 		return err
 	}
-	return h.waitReady(l.Name)
+	if err := h.waitReady(l.Name); err != nil {
+		return err
+	}
+	return far.waitAddresses(l.Peer.Name)
 }
 
 // waitReady returns when the link passes frames. Setting a link up is not enough: carrier
 // is reported to the queueing layer, the bridge and IPv6 by a kernel worker. Asking for
 // the link makes it run first, on kernels since 6.8.
 func (h *handle) waitReady(name string) error {
-	for end := time.Now().Add(linkReadyDeadline); ; {
+	return poll("carrier of "+name, func() (bool, error) {
 		l, err := h.byName(name)
-		if err != nil || l.oper == operUp {
+		return l.oper == operUp, err
+	})
+}
+
+// poll asks until the answer is yes.
+func poll(what string, fn func() (bool, error)) error {
+	for end := time.Now().Add(readyDeadline); ; time.Sleep(100 * time.Microsecond) {
+		ok, err := fn()
+		if ok || err != nil {
 			return err
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("no carrier after %v (operational state %d)", linkReadyDeadline, l.oper)
+			return fmt.Errorf("no %s after %v", what, readyDeadline)
 		}
-		time.Sleep(200 * time.Microsecond)
 	}
 }
 
