@@ -1,0 +1,281 @@
+package gossip
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+const syncWidth = 8 // exchanges of one Sync at the same time
+
+// Sync exchanges digests of a network with all its participants and fetches what is missing.
+// They learn that this node takes part, before they answer: from then on they push to it. It
+// fails when one that lives did not answer.
+func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overlay.Signed) error {
+	n.mu.Lock()
+	n.leases[network] = lease
+	var ask []overlay.NodeID
+	for id := range n.audience(network) {
+		if !n.dead[id] {
+			ask = append(ask, id)
+		}
+	}
+	n.mu.Unlock()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(syncWidth)
+	for _, id := range ask {
+		g.Go(func() error { return n.exchange(ctx, id) })
+	}
+	return g.Wait()
+}
+
+// exchangeOnTimer meets nodes that come up at once, and one of each network now and then.
+func (n *Node) exchangeOnTimer(ctx context.Context) {
+	for {
+		pause := time.NewTimer(exchangeEvery/2 + rand.N(exchangeEvery))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		case id := <-n.meet:
+			n.tryExchange(ctx, id)
+		case <-pause.C:
+			for _, id := range n.pick() {
+				n.tryExchange(ctx, id)
+			}
+		}
+		pause.Stop()
+	}
+}
+
+func (n *Node) tryExchange(ctx context.Context, id overlay.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
+	defer cancel()
+	if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
+		n.count("exchanges failed")
+		n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
+	}
+}
+
+// pick chooses a living node for each network, and one at all.
+func (n *Node) pick() []overlay.NodeID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	chosen := map[overlay.NodeID]bool{}
+	one := func(ids map[overlay.NodeID]bool) {
+		for id := range ids { // the order of a map is random enough
+			if id != n.Self && !n.dead[id] {
+				chosen[id] = true
+				return
+			}
+		}
+	}
+	for _, ids := range n.follows {
+		one(ids)
+	}
+	all := map[overlay.NodeID]bool{}
+	for id := range n.nodes {
+		all[id] = true
+	}
+	one(all)
+	var out []overlay.NodeID
+	for id := range chosen {
+		out = append(out, id)
+	}
+	return out
+}
+
+// addressOf is where a node's gossip answers: by its record, else as membership says, which
+// TLS with its key makes safe to try.
+func (n *Node) addressOf(id overlay.NodeID) (string, error) {
+	n.mu.Lock()
+	at := n.nodes[id].record.Gossip
+	n.mu.Unlock()
+	if at.IsValid() {
+		return hostPort(at), nil
+	}
+	for _, m := range n.list.Members() {
+		if m.Name == string(id) {
+			return m.Address(), nil
+		}
+	}
+	return "", overlay.Errorf(overlay.Unavailable, "node %s has not said where it is", id.Short())
+}
+
+// exchange brings this node and another to the same knowledge: both say what they hold, both
+// get what they lack.
+func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
+	at, err := n.addressOf(id)
+	if err != nil {
+		return err
+	}
+	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	if err != nil {
+		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	if err := send(c, n.ask(id)); err != nil {
+		return err
+	}
+	theirs, err := receive(c) // what we lack
+	if err != nil {
+		return err
+	}
+	n.takeNodes(theirs)
+	n.takeParts(theirs.Networks)
+	give := n.lacking(theirs)
+	give.Kind = kindGive
+	return send(c, give)
+}
+
+// ask says what this node holds of the networks that it shares with another.
+func (n *Node) ask(with overlay.NodeID) frame {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f := frame{Kind: kindAsk, From: n.Self, Hello: &n.Hello, Held: map[overlay.NodeID]uint64{}}
+	for id, h := range n.nodes {
+		f.Held[id] = h.record.Number
+	}
+	for _, s := range n.removals {
+		f.Removals = append(f.Removals, s)
+	}
+	for id, ids := range n.follows {
+		if ids[with] || n.managers[with] || n.managers[n.Self] {
+			p := part{Network: id, Digest: n.table.Digest(id)}
+			if l, ok := n.leases[id]; ok {
+				p.Lease = &l
+			}
+			f.Networks = append(f.Networks, p)
+		}
+	}
+	return f
+}
+
+// lacking is what the sender of f lacks, by what f says it holds.
+func (n *Node) lacking(f frame) frame {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := frame{From: n.Self}
+	for id, h := range n.nodes {
+		if h.record.Number > f.Held[id] {
+			out.Nodes = append(out.Nodes, h.signed)
+		}
+	}
+	for _, p := range f.Networks {
+		if n.follows[p.Network] == nil || !(n.follows[p.Network][f.From] || n.managers[f.From]) {
+			continue // not ours to tell, or not for it
+		}
+		q := part{Network: p.Network}
+		for _, b := range n.table.Missing(p.Network, p.Digest) {
+			if b.Owner != f.From || b.UpTo.Compare(p.Digest[f.From]) > 0 {
+				q.Batches = append(q.Batches, pack(b))
+			}
+		}
+		out.Networks = append(out.Networks, q)
+	}
+	return out
+}
+
+// serveExchanges answers streams until ctx ends.
+func (n *Node) serveExchanges(ctx context.Context) {
+	var g errgroup.Group
+	g.SetLimit(32)
+	defer func() { _ = g.Wait() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-n.wire.syncs:
+			if !g.TryGo(func() error { n.answer(ctx, c); return nil }) {
+				n.count("exchanges refused: too many")
+				c.Close()
+			}
+		}
+	}
+}
+
+func (n *Node) answer(ctx context.Context, c *tls.Conn) {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	_ = c.SetDeadline(time.Now().Add(exchangeTime))
+	peer, err := n.Peer(c.ConnectionState())
+	if err != nil {
+		return
+	}
+	f, err := receive(c)
+	if err == nil && f.From != peer {
+		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", peer.Short(), f.From.Short())
+	}
+	if err == nil {
+		err = n.reply(c, f)
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		n.refused("frame", err)
+	}
+}
+
+// reply answers the first frame of a stream.
+func (n *Node) reply(c *tls.Conn, f frame) error {
+	switch f.Kind {
+	case kindPush:
+		n.takeParts(f.Networks)
+		return send(c, n.ack(f))
+	case kindAsk:
+	default:
+		return overlay.Errorf(overlay.Unread, "a stream that begins with %.20q", f.Kind)
+	}
+	n.takeNodes(f)
+	n.learnParticipants(f)
+	mine := n.ask(f.From)
+	out := n.lacking(f)
+	out.Kind, out.Hello, out.Held = kindGive, mine.Hello, mine.Held
+	out.Removals = mine.Removals
+	digests := map[overlay.NetworkID]part{}
+	for _, p := range mine.Networks {
+		digests[p.Network] = p
+	}
+	for i, p := range out.Networks {
+		out.Networks[i].Digest = digests[p.Network].Digest
+	}
+	if err := send(c, out); err != nil {
+		return err
+	}
+	theirs, err := receive(c)
+	if err != nil {
+		return err
+	}
+	n.takeNodes(theirs)
+	n.takeParts(theirs.Networks)
+	return nil
+}
+
+// learnParticipants takes note of who proves by its lease that it takes part in a network.
+func (n *Node) learnParticipants(f frame) {
+	trust := n.Trust()
+	for _, p := range f.Networks {
+		if p.Lease == nil {
+			continue
+		}
+		l, err := trust.CheckLease(*p.Lease)
+		if err != nil || l.Network != p.Network || l.Node != f.From {
+			n.refused("lease", err)
+			continue
+		}
+		n.mu.Lock()
+		if m := n.follows[p.Network]; m != nil {
+			m[f.From] = true
+		} else if n.managers[n.Self] {
+			n.follows[p.Network] = map[overlay.NodeID]bool{f.From: true}
+		}
+		n.mu.Unlock()
+	}
+}

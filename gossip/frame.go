@@ -1,0 +1,122 @@
+package gossip
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"io"
+
+	"github.com/heddle-net/heddle/gossip/table"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// version is the version of every frame (format "gossip").
+const version = 1
+
+// Kinds of frame. A packet is one frame; on a stream frames follow each other.
+const (
+	kindPush  = "push"  // records of one owner in one network, to be acknowledged
+	kindAck   = "ack"   // answers a push
+	kindNodes = "nodes" // node records and removals
+	kindAsk   = "ask"   // begins an exchange: what the sender holds
+	kindGive  = "give"  // what the other lacks
+)
+
+const (
+	maxFrame    = 32 << 20 // bytes on a stream
+	maxPush     = 1300     // bytes of a push that goes as a packet; larger ones go as a stream
+	maxNetworks = 4096     // of an exchange
+)
+
+// frame is anything that nodes say to each other.
+type frame struct {
+	V        int                      `json:"v"`
+	Kind     string                   `json:"kind"`
+	From     overlay.NodeID           `json:"from"`
+	ID       uint64                   `json:"id,omitempty"` // of a push, and of its acknowledgement
+	Hello    *overlay.Hello           `json:"hello,omitempty"`
+	Networks []part                   `json:"networks,omitempty"`
+	Held     map[overlay.NodeID]uint64 `json:"held,omitempty"` // node records by number, in an ask
+	Nodes    []overlay.SignedNode     `json:"nodes,omitempty"`
+	Removals []overlay.Signed         `json:"removals,omitempty"`
+}
+
+// part is what a frame says of one network.
+type part struct {
+	Network overlay.NetworkID `json:"network"`
+	Digest  table.Digest      `json:"digest,omitempty"`
+	Lease   *overlay.Signed   `json:"lease,omitempty"` // the sender's, in an ask: it takes part
+	Batches []batch           `json:"batches,omitempty"`
+}
+
+// batch is a table.Batch as it travels: each record with the place of its lease.
+type batch struct {
+	Owner   overlay.NodeID   `json:"owner"`
+	UpTo    overlay.Version  `json:"upTo,omitzero"`
+	Leases  []overlay.Signed `json:"leases"`
+	Records []record         `json:"records"`
+}
+
+type record struct {
+	overlay.Signed
+	Lease int `json:"lease"` // index in the batch's leases
+}
+
+// pack makes the wire form of claims; a lease that several have travels once.
+func pack(b table.Batch) batch {
+	out := batch{Owner: b.Owner, UpTo: b.UpTo}
+	at := map[string]int{}
+	for _, c := range b.Claims {
+		d := c.Lease.Digest()
+		i, ok := at[d]
+		if !ok {
+			i = len(out.Leases)
+			at[d] = i
+			out.Leases = append(out.Leases, c.Lease)
+		}
+		out.Records = append(out.Records, record{c.Signed, i})
+	}
+	return out
+}
+
+// decode reads a frame and refuses unknown versions by name.
+func decode(b []byte) (frame, error) {
+	var f frame
+	if err := json.Unmarshal(b, &f); err != nil {
+		return f, overlay.Errorf(overlay.Invalid, "gossip frame: %w", err)
+	}
+	if err := overlay.CheckVersion("gossip", f.V); err != nil {
+		return f, err
+	}
+	if len(f.Networks) > maxNetworks || !overlay.ValidID(string(f.From)) {
+		return f, overlay.Errorf(overlay.Invalid, "gossip frame: malformed")
+	}
+	return f, nil
+}
+
+// send writes a frame to a stream behind its length.
+func send(w io.Writer, f frame) error {
+	f.V = version
+	b, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+// receive reads a frame from a stream.
+func receive(r io.Reader) (frame, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return frame{}, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxFrame {
+		return frame{}, overlay.Errorf(overlay.Invalid, "gossip frame of %d bytes is too long", n)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, int64(n))) // grows with what arrives, not with what is claimed
+	if err != nil {
+		return frame{}, err
+	}
+	return decode(b)
+}

@@ -1,0 +1,344 @@
+// Package gossip spreads what nodes say of themselves and of their endpoints: memberlist for
+// membership and failure detection, a push with acknowledgement for each change, and digest
+// exchanges for what a push has missed.
+//
+// memberlist is a hint. Addresses come from signed node records alone, and nothing is
+// believed that its signature does not carry.
+package gossip
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-net/heddle/gossip/table"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Config is what a node works with. All fields are required.
+type Config struct {
+	Self      overlay.NodeID
+	Bind      netip.AddrPort // port 0 takes a free one
+	Advertise netip.AddrPort // port 0 is the one bound
+	Label     string         // keeps two clusters apart
+	Keys      [][]byte       // AES-256; the first encrypts, all decrypt
+	Server    func(alpns ...string) *tls.Config
+	Client    func(node overlay.NodeID, alpns ...string) *tls.Config
+	Peer      func(tls.ConnectionState) (overlay.NodeID, error) // who is at the other side
+	Trust     func() overlay.Trust                              // the newest
+	Hello     overlay.Hello
+	Log       *slog.Logger
+}
+
+// Node is this node's part in gossip. It is safe for concurrent use.
+type Node struct {
+	Config
+	wire    *transport
+	list    *memberlist.Memberlist
+	keys    *memberlist.Keyring
+	changed chan struct{}
+	inbox   chan []byte
+	meet    chan overlay.NodeID // nodes to exchange with at once
+
+	mu       sync.Mutex
+	table    *table.Table
+	follows  map[overlay.NetworkID]map[overlay.NodeID]bool // participants of the networks followed
+	managers map[overlay.NodeID]bool
+	leases   map[overlay.NetworkID]overlay.Signed // this node's own
+	nodes    map[overlay.NodeID]heard
+	removals map[overlay.NodeID]overlay.Signed
+	stated   map[overlay.NetworkID]overlay.Version // of this node's own records, as others hold them
+	pending  map[uint64]*push
+	lastPush uint64
+	probes   map[overlay.NodeID]probe
+	dead     map[overlay.NodeID]bool
+	counters map[string]uint64
+}
+
+// heard is what a node said of itself, checked.
+type heard struct {
+	signed overlay.SignedNode
+	record overlay.NodeRecord
+}
+
+type probe struct {
+	at  time.Time
+	rtt time.Duration
+}
+
+// push is one that waits for acknowledgements.
+type push struct {
+	waits map[overlay.NodeID]bool
+	done  chan struct{} // closed when nobody is waited for
+}
+
+const (
+	exchangeEvery = 10 * time.Second
+	exchangeTime  = 10 * time.Second
+	inboxSize     = 4096
+)
+
+// New opens the port and prepares membership. It starts nothing but what reads the port;
+// Run or Close must follow.
+func New(c Config) (*Node, error) {
+	n := &Node{Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
+		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
+		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, removals: map[overlay.NodeID]overlay.Signed{},
+		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, counters: map[string]uint64{}}
+	var err error
+	if n.keys, err = memberlist.NewKeyring(nil, c.Keys[0]); err != nil {
+		return nil, fmt.Errorf("gossip keys: %w", err)
+	}
+	if err := n.SetKeys(c.Keys); err != nil {
+		return nil, err
+	}
+	n.wire, err = listen(c.Bind, c.Advertise, c.Server(alpnGossip, alpnSync),
+		func(id overlay.NodeID, alpn string) *tls.Config { return c.Client(id, alpn) }, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	if n.list, err = memberlist.Create(n.listConfig()); err != nil {
+		n.wire.Shutdown()
+		return nil, fmt.Errorf("start gossip: %w", err)
+	}
+	return n, nil
+}
+
+func (n *Node) listConfig() *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	c.Name, c.Label = string(n.Self), n.Label
+	c.Transport, c.Keyring = n.wire, n.keys
+	c.AdvertiseAddr, c.AdvertisePort = n.wire.advertise.Addr().String(), int(n.wire.advertise.Port())
+	c.BindPort = c.AdvertisePort
+	c.Delegate, c.Events, c.Alive, c.Ping, c.Conflict = delegate{n}, delegate{n}, delegate{n}, delegate{n}, delegate{n}
+	c.DeadNodeReclaimTime = time.Second // a node that comes back elsewhere proves itself by its record
+	c.EnableCompression = false
+	c.Logger = log.New(levels{n.Log}, "", 0)
+	return c
+}
+
+// Advertise is the address that others reach this node's gossip at.
+func (n *Node) Advertised() netip.AddrPort { return n.wire.advertise }
+
+// Run works until ctx ends, then leaves the port. It says no farewell: who stops for a
+// restart is missed for a moment only.
+func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range 2 {
+		g.Go(func() error { n.readInbox(ctx); return nil })
+	}
+	g.Go(func() error { n.serveExchanges(ctx); return nil })
+	g.Go(func() error { n.exchangeOnTimer(ctx); return nil })
+	g.Go(func() error {
+		<-ctx.Done()
+		return n.Close()
+	})
+	return g.Wait()
+}
+
+// Close ends membership and closes the port. It is for a node that is not run.
+func (n *Node) Close() error {
+	if err := n.list.Shutdown(); err != nil {
+		return fmt.Errorf("stop gossip: %w", err)
+	}
+	return n.wire.Shutdown()
+}
+
+// Join makes contact with any of the addresses, which are tried together with those of the
+// node records that are known.
+func (n *Node) Join(ctx context.Context, addrs []netip.AddrPort) error {
+	n.mu.Lock()
+	for id, h := range n.nodes {
+		if id != n.Self {
+			addrs = append(addrs, h.record.Gossip)
+		}
+	}
+	n.mu.Unlock()
+	slices.SortFunc(addrs, netip.AddrPort.Compare)
+	var last error
+	for _, a := range slices.Compact(addrs) {
+		if ctx.Err() != nil || a == n.wire.advertise {
+			continue
+		}
+		if _, err := n.list.Join([]string{hostPort(a)}); err != nil {
+			last = err
+			continue
+		}
+		return nil
+	}
+	return last
+}
+
+// Leave tells the others that this node goes for good.
+func (n *Node) Leave(patience time.Duration) error { return n.list.Leave(patience) }
+
+// SetKeys replaces the keyring: all are installed, then the first is used, then the others go.
+func (n *Node) SetKeys(keys [][]byte) error {
+	for _, k := range keys {
+		if err := n.keys.AddKey(k); err != nil {
+			return fmt.Errorf("install gossip key: %w", err)
+		}
+	}
+	if err := n.keys.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("use gossip key: %w", err)
+	}
+	for _, old := range n.keys.GetKeys() {
+		if !slices.ContainsFunc(keys, func(k []byte) bool { return string(k) == string(old) }) {
+			if err := n.keys.RemoveKey(old); err != nil {
+				return fmt.Errorf("remove gossip key: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// SetParticipants says who has a lease in the networks that this node follows, and which
+// nodes are managers: they follow all networks. Records of other networks are forgotten.
+func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, managers []overlay.NodeID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, nodes := range networks {
+		if n.follows[id] == nil {
+			n.follows[id] = map[overlay.NodeID]bool{}
+		}
+		for _, node := range nodes {
+			n.follows[id][node] = true
+		}
+	}
+	for id := range n.follows {
+		if _, still := networks[id]; !still {
+			delete(n.follows, id)
+			delete(n.leases, id)
+			n.table.DropNetwork(id)
+		}
+	}
+	n.managers = map[overlay.NodeID]bool{}
+	for _, id := range managers {
+		n.managers[id] = true
+	}
+}
+
+// SetSelf replaces what this node says of itself, and tells all members.
+func (n *Node) SetSelf(s overlay.SignedNode) error {
+	if err := n.hearNode(s); err != nil {
+		return err
+	}
+	n.tellAll(frame{Kind: kindNodes, Nodes: []overlay.SignedNode{s}})
+	return n.list.UpdateNode(0)
+}
+
+// AddNodes takes over node records from elsewhere, such as this node's disk.
+func (n *Node) AddNodes(nodes []overlay.SignedNode) {
+	for _, s := range nodes {
+		_ = n.hearNode(s) // counted
+	}
+}
+
+// AddRemoval takes in the managers' word that a node is out, and passes it on.
+func (n *Node) AddRemoval(s overlay.Signed) error {
+	fresh, err := n.hearRemoval(s)
+	if err == nil && fresh {
+		n.tellAll(frame{Kind: kindNodes, Removals: []overlay.Signed{s}})
+	}
+	return err
+}
+
+// Removals are the removals that are known.
+func (n *Node) Removals() map[overlay.NodeID]overlay.Signed {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.removals)
+}
+
+// Nodes are the newest node records.
+func (n *Node) Nodes() map[overlay.NodeID]overlay.NodeRecord {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make(map[overlay.NodeID]overlay.NodeRecord, len(n.nodes))
+	for id, h := range n.nodes {
+		out[id] = h.record
+	}
+	return out
+}
+
+// SignedNodes are the newest node records as they were signed.
+func (n *Node) SignedNodes() map[overlay.NodeID]overlay.SignedNode {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make(map[overlay.NodeID]overlay.SignedNode, len(n.nodes))
+	for id, h := range n.nodes {
+		out[id] = h.signed
+	}
+	return out
+}
+
+// Claims are the endpoints of a network that stand.
+func (n *Node) Claims(id overlay.NetworkID) []overlay.Claim {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.table.Live(id)
+}
+
+// Stated is the highest version of this node's own records that another node holds. Where it
+// is above what this node remembers, its disk was lost.
+func (n *Node) Stated(id overlay.NetworkID) overlay.Version {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.stated[id]
+}
+
+// Changed signals that claims or node records have changed since it was read last.
+func (n *Node) Changed() <-chan struct{} { return n.changed }
+
+func (n *Node) signal() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Counters count what came in, by what became of it.
+func (n *Node) Counters() map[string]uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.counters)
+}
+
+func (n *Node) count(what string) {
+	n.mu.Lock()
+	n.counters[what]++
+	n.mu.Unlock()
+}
+
+// tellAll sends a packet to every living member, once; who misses it has the exchanges.
+func (n *Node) tellAll(f frame) {
+	f.V, f.From = version, n.Self
+	b, err := json.Marshal(f)
+	if err != nil {
+		return
+	}
+	for _, m := range n.list.Members() {
+		if m.Name != string(n.Self) {
+			_ = n.list.SendBestEffort(m, b)
+		}
+	}
+}
+
+// levels writes memberlist's log lines, whose level is in the text, to slog.
+type levels struct{ log *slog.Logger }
+
+var _ io.Writer = levels{}

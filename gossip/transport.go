@@ -1,0 +1,209 @@
+package gossip
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Protocols on the gossip port's TCP side, told apart by ALPN.
+const (
+	alpnGossip = "heddle-gossip/1" // memberlist's streams
+	alpnSync   = "heddle-sync/1"   // exchanges of digests and records
+)
+
+const (
+	handshakeTime = 5 * time.Second
+	maxHandshakes = 64 // connections that have not said who they are yet
+	maxPacket     = 65536
+)
+
+// transport carries memberlist's packets over UDP and its streams, and the exchanges, over
+// TLS on the same port. It implements memberlist.Transport.
+type transport struct {
+	udp       *net.UDPConn
+	tcp       *net.TCPListener
+	advertise netip.AddrPort
+	server    *tls.Config
+	client    func(overlay.NodeID, string) *tls.Config
+	log       *slog.Logger
+	packets   chan *memberlist.Packet
+	streams   chan net.Conn
+	syncs     chan *tls.Conn
+	slots     chan struct{}
+	closed    chan struct{}
+	once      sync.Once
+	running   sync.WaitGroup
+}
+
+// listen opens both halves of the port.
+func listen(bind, advertise netip.AddrPort, server *tls.Config, client func(overlay.NodeID, string) *tls.Config, log *slog.Logger) (*transport, error) {
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
+	if err != nil {
+		return nil, portError("tcp", bind, err)
+	}
+	bind = netip.AddrPortFrom(bind.Addr(), uint16(tcp.Addr().(*net.TCPAddr).Port))
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bind))
+	if err != nil {
+		tcp.Close()
+		return nil, portError("udp", bind, err)
+	}
+	_ = udp.SetReadBuffer(2 << 20) // the kernel caps it; the default works too, with more loss in bursts
+	if advertise.Port() == 0 {
+		advertise = netip.AddrPortFrom(advertise.Addr(), bind.Port())
+	}
+	t := &transport{udp: udp, tcp: tcp, advertise: advertise, server: server, client: client, log: log,
+		packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn), syncs: make(chan *tls.Conn),
+		slots: make(chan struct{}, maxHandshakes), closed: make(chan struct{})}
+	t.running.Go(t.readPackets)
+	t.running.Go(t.accept)
+	return t, nil
+}
+
+func portError(proto string, a netip.AddrPort, err error) error {
+	return overlay.Errorf(overlay.InUse, "listen on gossip port %d/%s: %w; stop what holds it (`ss -lpn sport = :%d` names it), or set gossip-port", a.Port(), proto, err, a.Port())
+}
+
+func (t *transport) readPackets() {
+	buf := make([]byte, maxPacket)
+	for {
+		n, from, err := t.udp.ReadFromUDP(buf)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue // an ICMP error of an earlier send
+		}
+		if n == 0 {
+			continue
+		}
+		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: time.Now()}
+		select {
+		case t.packets <- p:
+		case <-t.closed:
+			return
+		default: // memberlist is behind: a packet may be lost, a blocked socket loses more
+		}
+	}
+}
+
+// accept does the handshakes beside each other, so that a silent client delays nobody.
+func (t *transport) accept() {
+	for {
+		c, err := t.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			t.log.Warn("accept on the gossip port", "err", err)
+			continue
+		}
+		select {
+		case t.slots <- struct{}{}:
+			t.running.Go(func() { t.handshake(c); <-t.slots })
+		default:
+			c.Close()
+		}
+	}
+}
+
+func (t *transport) handshake(c net.Conn) {
+	tc := tls.Server(c, t.server)
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	go func() {
+		select {
+		case <-t.closed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return
+	}
+	var taken bool
+	switch tc.ConnectionState().NegotiatedProtocol {
+	case alpnGossip:
+		select {
+		case t.streams <- tc:
+			taken = true
+		case <-ctx.Done():
+		}
+	case alpnSync:
+		select {
+		case t.syncs <- tc:
+			taken = true
+		case <-ctx.Done():
+		}
+	}
+	if !taken {
+		c.Close()
+	}
+}
+
+// FinalAdvertiseAddr implements memberlist.Transport.
+func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	return t.advertise.Addr().AsSlice(), int(t.advertise.Port()), nil
+}
+
+// WriteTo implements memberlist.Transport.
+func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("gossip to %q: %w", addr, err)
+	}
+	_, err = t.udp.WriteToUDPAddrPort(b, to)
+	return time.Now(), err
+}
+
+// PacketCh implements memberlist.Transport.
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// DialTimeout implements memberlist.Transport.
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return t.dial(ctx, addr, "", alpnGossip)
+}
+
+// dial opens a TLS stream to a node, or to any node of the cluster with "".
+func (t *transport) dial(ctx context.Context, addr string, node overlay.NodeID, alpn string) (*tls.Conn, error) {
+	d := tls.Dialer{Config: t.client(node, alpn)}
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*tls.Conn), nil
+}
+
+// StreamCh implements memberlist.Transport.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// Shutdown implements memberlist.Transport. It is harmless to repeat.
+func (t *transport) Shutdown() error {
+	t.once.Do(func() {
+		close(t.closed)
+		t.tcp.Close()
+		t.udp.Close()
+	})
+	t.running.Wait()
+	return nil
+}
+
+func hostPort(a netip.AddrPort) string {
+	return net.JoinHostPort(a.Addr().String(), strconv.Itoa(int(a.Port())))
+}
