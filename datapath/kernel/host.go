@@ -53,6 +53,25 @@ func (k *Kernel) LinkMTU(addr netip.Addr) (name string, mtu int, err error) {
 	return "", 0, fmt.Errorf("no link of this host has the address %s", addr)
 }
 
+// LinkNames are the names of all links in a namespace.
+func (k *Kernel) LinkNames(ns datapath.NS) ([]string, error) {
+	path := k.hostPath()
+	if ns.Path != "" {
+		path = k.path(ns)
+	}
+	h, err := openHandle(path, ns.Inode)
+	if err != nil {
+		return nil, err
+	}
+	defer h.close()
+	links, err := h.links()
+	names := make([]string, 0, len(links))
+	for _, l := range links {
+		names = append(names, l.name)
+	}
+	return names, err
+}
+
 // leadsOut says whether a device may be one to reach other hosts by: a physical one, what
 // is built on such, or a bridge that has one as its port.
 func leadsOut(links []link, name string) bool {

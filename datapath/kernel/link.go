@@ -278,11 +278,11 @@ func (k *Kernel) explainAdd(l datapath.Link, h, far *handle, refusal error) erro
 		if name, ok := ownName(l.NS); ok && k.own[name] != nil {
 			return refusal // everything there is heddle's: the next reading shows it
 		}
-		return takenName(h, l.NS, there, refusal)
+		return takenName(h, l.NS, there, l.Owner, refusal)
 	}
 	if far != nil {
 		if there, err := far.byName(l.Peer.Name); err == nil {
-			return takenName(far, l.Peer.NS, there, refusal)
+			return takenName(far, l.Peer.NS, there, l.Peer.Owner, refusal)
 		}
 	}
 	if l.Kind == datapath.VXLAN {
@@ -291,9 +291,12 @@ func (k *Kernel) explainAdd(l datapath.Link, h, far *handle, refusal error) erro
 	return refusal
 }
 
-func takenName(h *handle, ns datapath.NS, there link, refusal error) error {
-	if !there.ours() {
+func takenName(h *handle, ns datapath.NS, there link, owner datapath.Owner, refusal error) error {
+	switch {
+	case !there.ours():
 		return datapath.Errorf(datapath.Foreign, "link %s in namespace %s is not heddle's (%w); rename or delete it, or choose another interface name", there.name, ns, refusal)
+	case there.owner() != owner: // another endpoint's, which may be on its way out
+		return fmt.Errorf("link %s in namespace %s is there for %s: %w", there.name, ns, there.alias, refusal)
 	}
 	return gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(there.index, 0, 0))))
 }

@@ -14,7 +14,7 @@ import (
 
 // Read is everything that the kernel holds of heddle's. It changes nothing.
 func (k *Kernel) Read(ctx context.Context, want *datapath.Config) (*datapath.State, error) {
-	r := reader{k: k, s: datapath.NewState(), want: indexWant(want)}
+	r := reader{k: k, s: datapath.NewState(), want: indexWant(want), stray: map[datapath.LinkKey]link{}}
 	defer k.Release()
 	if err := k.findNamespaces(); err != nil {
 		return nil, err
@@ -37,8 +37,37 @@ func (k *Kernel) Read(ctx context.Context, want *datapath.Config) (*datapath.Sta
 	if r.s.Filter, err = k.readFilter(); err != nil {
 		return nil, fmt.Errorf("read filter: %w", err)
 	}
+	r.claimFarEnds()
 	r.nameOwners()
 	return r.s, nil
+}
+
+// claimFarEnds finds the near ends of interfaces that stand where a wanted one is missing,
+// so that they are deleted before it is made.
+func (r *reader) claimFarEnds() {
+	if len(r.stray) == 0 {
+		return
+	}
+	for key, want := range r.want.links {
+		if want.Kind != datapath.Veth || r.s.Links[key].Peer.Name != "" {
+			continue
+		}
+		h, err := r.k.in(want.Peer.NS)
+		if err != nil {
+			continue // making it tells why
+		}
+		far, err := h.byName(want.Peer.Name)
+		if err != nil || !far.ours() {
+			continue
+		}
+		for stray, near := range r.stray {
+			if far.index == near.peer && far.peer == near.index {
+				row := r.s.Links[stray]
+				row.Peer = datapath.Peer{NS: want.Peer.NS, Name: want.Peer.Name, MAC: far.mac, MTU: far.mtu, Owner: far.owner()}
+				r.s.Links[stray] = row
+			}
+		}
+	}
 }
 
 // nameOwners gives rows without a mark of their own the owner of their link.
@@ -101,6 +130,8 @@ type reader struct {
 	k    *Kernel
 	s    *datapath.State
 	want wanted
+
+	stray map[datapath.LinkKey]link // veths of which nothing is wanted, or another far end
 }
 
 func (r *reader) readOwn(name string, h *handle) error {
@@ -181,6 +212,9 @@ func (r *reader) addLink(ns datapath.NS, l link, byIndex map[int32]link) error {
 			if err := r.readFarEnd(&row, want.Peer, l); err != nil {
 				return err
 			}
+		}
+		if row.Peer.Name == "" {
+			r.stray[row.Key()] = l
 		}
 	}
 	r.s.Links[row.Key()] = row

@@ -208,6 +208,12 @@ func TestHostAddresses(t *testing.T) {
 	if name, mtu, err := n.LinkMTU(vtep(0)); name != "eth0" || mtu != 1480 || err != nil {
 		t.Errorf("link of %s: %s %d %v", vtep(0), name, mtu, err)
 	}
+	if names, err := n.LinkNames(datapath.NS{}); err != nil || !slices.Equal(names, []string{"lo", "eth0", "br-x"}) {
+		t.Errorf("links %v, %v", names, err)
+	}
+	if _, err := n.LinkNames(datapath.NS{Path: "/nonexistent"}); datapath.FaultOf(err) != datapath.NoNamespace {
+		t.Errorf("links of no namespace: %v", err)
+	}
 	if _, _, err := n.LinkMTU(vtep(9)); err == nil {
 		t.Error("a link has an address that nobody has")
 	}
@@ -220,4 +226,32 @@ func TestFeatures(t *testing.T) {
 			t.Errorf("%s: %v", f.Name, f.Err)
 		}
 	}
+}
+
+// TestFarEndChangesHands: after a restart another endpoint wants the interface name that
+// the old one's still has.
+func TestFarEndChangesHands(t *testing.T) {
+	n := newNode(t)
+	ns := n.Workload(t, "w1")
+	old := datapathtest.Endpoint{N: 1, NS: ns}
+	n.o.Endpoints = []datapathtest.Endpoint{old}
+	n.apply(t, old.Owner())
+	n.stop()
+	n.Close()
+	h := &host{Kernel: New(Config{Host: hostPath(n.host), Netns: n.dir}), dir: n.dir, lab: n.lab}
+	defer h.Close()
+	again := startNode(t, h, n.o)
+	next := datapathtest.Endpoint{N: 2, NS: ns}
+	again.o.Endpoints = []datapathtest.Endpoint{next}
+	again.apply(t, next.Owner())
+	again.o.Endpoints = []datapathtest.Endpoint{next, old} // two for one name: the first keeps it
+	gen := again.loop.Set(again.o.Config())
+	must(t, again.loop.Wait(t.Context(), gen, next.Owner()))
+	if err := again.loop.Wait(t.Context(), gen, old.Owner()); err == nil {
+		t.Error("two endpoints have one interface name")
+	}
+	if l := ip(t, ns.Path, "link", "show", "eth0"); !strings.Contains(l, next.MAC().String()) {
+		t.Errorf("the first one's interface is gone:\n%s", l)
+	}
+	again.stop()
 }

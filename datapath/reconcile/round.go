@@ -113,6 +113,10 @@ func (r *result) obstacle(op datapath.Op) error {
 	if len(r.errs) == 0 {
 		return nil
 	}
+	switch op.(type) {
+	case datapath.DelLink, datapath.DelNamespace: // what goes may be what stands in the way
+		return nil
+	}
 	if err := r.errs[op.Owner()]; err != nil {
 		return err
 	}
