@@ -61,7 +61,7 @@ func (m *Manager) UpdateSelf(ctx context.Context, node overlay.NodeID, a api.Add
 	return res.Node, err
 }
 
-// Applied takes note of the revision that a node acts by.
+// Applied is told the revision that a node acts by. Nothing that managers do waits for it yet.
 func (m *Manager) Applied(context.Context, overlay.NodeID, uint64) error { return nil }
 
 // Leave takes a node out that asked for it and has no endpoints.

@@ -252,6 +252,16 @@ func (c *Client) Renew(ctx context.Context) (cert Certificate, err error) {
 	return cert, err
 }
 
+// RenewIdentity is Renew for an identity: with the certificate that its row asks for. The caller
+// saves it, gives it to the credentials, and closes the client's idle connections.
+func (c *Client) RenewIdentity(ctx context.Context, id pki.Identity) (pki.Identity, error) {
+	cert, err := c.Renew(ctx)
+	if err != nil {
+		return id, err
+	}
+	return id.Joined(cert.Place, cert.Cert, cert.CA)
+}
+
 // Leave takes this node out of the cluster, demoting it first if it is a manager. Its
 // endpoints must be gone: its addresses are free at once.
 func (c *Client) Leave(ctx context.Context) error {

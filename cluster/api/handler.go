@@ -23,6 +23,8 @@ import (
 // there is none: less than a client's patience, so that the client can ask another one.
 const leaderWait = 2500 * time.Millisecond
 
+const bodyLimit = 10 * time.Second // for a request's body to arrive
+
 // who is the least that a route asks of its caller.
 type who string
 
@@ -217,7 +219,11 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 		by.Role = overlay.Manager
 	}
 	if head := r.Header.Get(headerFor); head != "" {
-		if by.Role != overlay.Manager {
+		switch {
+		case by.Role == overlay.Manager:
+		case p.Role == overlay.Manager: // demoted a moment ago: its clients go to another
+			return Caller{}, overlay.Errorf(overlay.Unavailable, "node %s is no manager any more", p.Node.Short())
+		default:
 			return Caller{}, overlay.Errorf(overlay.Denied, "only managers speak for others")
 		}
 		node, role, _ := strings.Cut(head, " ")
@@ -249,7 +255,10 @@ func (h *Handler) watch(w http.ResponseWriter, r *http.Request) {
 // answer runs a route here or on the leader, for as long as another try may succeed. All tries
 // have one request ID.
 func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Caller) {
+	limit := http.NewResponseController(w)
+	_ = limit.SetReadDeadline(time.Now().Add(bodyLimit))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, wire.MaxBody))
+	_ = limit.SetReadDeadline(time.Time{})
 	if err != nil {
 		if _, long := errors.AsType[*http.MaxBytesError](err); long {
 			err = overlay.Errorf(overlay.Invalid, "the request is longer than %d bytes", wire.MaxBody)
@@ -279,19 +288,15 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 				return
 			}
 		}
-		pause := pauseMin
-		if forwarded && leader != "" && !self { // whoever sent it here will find the leader
-			pause = 0
-			last = overlay.Errorf(overlay.Unavailable, "this manager does not lead")
-			cancel()
+		if forwarded && leader != "" && !self { // whoever sent it here finds the leader
+			wire.Write(w, nil, overlay.Errorf(overlay.Unavailable, "this manager does not lead"))
+			return
 		}
 		select {
 		case <-changed:
-		case <-time.After(pause):
+		case <-time.After(pauseMin):
 		case <-ctx.Done():
-		}
-		if ctx.Err() != nil {
-			wire.Write(w, nil, h.noLeader(rt, last))
+			wire.Write(w, nil, noLeader(rt, last))
 			return
 		}
 	}
@@ -306,7 +311,7 @@ func requestID(by Caller, r *http.Request) string {
 }
 
 // noLeader says that no answer came from a leader in time.
-func (h *Handler) noLeader(rt route, last error) error {
+func noLeader(rt route, last error) error {
 	hint := "try again"
 	if rt.how == read {
 		hint = "--stale shows this node's copy"

@@ -1,0 +1,190 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/cluster/pki"
+	"github.com/heddle-net/heddle/overlay"
+)
+
+type disk struct {
+	mu sync.Mutex
+	f  *overlay.Facts
+}
+
+func (d *disk) LoadFacts() (*overlay.Facts, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.f, nil
+}
+
+func (d *disk) SaveFacts(f *overlay.Facts) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.f = f
+	return nil
+}
+
+func nodeID(i int) overlay.NodeID { return overlay.NodeID(fmt.Sprintf("%032x", i)) }
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no %s in time", what)
+		}
+	}
+}
+
+// watching runs a watcher until stop.
+func watching(t *testing.T, cred *pki.Credentials, d *disk, first *overlay.Facts, managers ...*site) (*Watcher, func()) {
+	t.Helper()
+	var at []Manager
+	for _, m := range managers {
+		at = append(at, m.at())
+	}
+	cl := NewClient(cred, at)
+	w, err := NewWatcher(WatcherConfig{Self: cred.Identity().Node, Client: cl, Store: d, First: first, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = w.Run(ctx) }()
+	stop := sync.OnceFunc(func() { cancel(); <-done; cl.Close() })
+	t.Cleanup(stop)
+	return w, stop
+}
+
+func TestWatchAndResume(t *testing.T) {
+	c := newCluster(t)
+	m := c.serve(overlay.Manager, newStub())
+	cred, d := c.node(overlay.Worker), &disk{}
+	m.put(5, overlay.Node{ID: nodeID(1), Name: "a"})
+	w, stop := watching(t, cred, d, &overlay.Facts{V: 1, Place: place}, m)
+	eventually(t, "first facts", func() bool { return w.Facts().Revision == 5 })
+	<-w.Changed()
+	m.put(6, overlay.Node{ID: nodeID(2), Name: "b"})
+	eventually(t, "difference", func() bool { return len(w.Facts().Nodes) == 2 })
+	if id, b := w.Source(); id != m.cred.Identity().Node || b.Leader != "x" {
+		eventually(t, "source", func() bool { id, _ := w.Source(); return id == m.cred.Identity().Node })
+	}
+	stop()
+	if d.f.Revision != 6 {
+		t.Errorf("the disk has revision %d", d.f.Revision)
+	}
+	m.put(7, overlay.Node{ID: nodeID(3), Name: "c"})
+	m.mu.Lock()
+	m.sinces = nil
+	m.mu.Unlock()
+	w, stop = watching(t, cred, d, nil, m)
+	if w.Facts().Revision != 6 {
+		t.Errorf("after a restart it has revision %d", w.Facts().Revision)
+	}
+	eventually(t, "what happened meanwhile", func() bool { return len(w.Facts().Nodes) == 3 })
+	m.mu.Lock()
+	if slices.ContainsFunc(m.sinces, func(rev uint64) bool { return rev != 6 }) {
+		t.Errorf("it asked from %v", m.sinces)
+	}
+	m.whole = true // the manager can't tell the difference any more
+	m.mu.Unlock()
+	stop()
+	m.put(9, overlay.Node{ID: nodeID(1), Name: "a2"})
+	w, _ = watching(t, cred, d, nil, m)
+	eventually(t, "the whole", func() bool { return w.Facts().Nodes[nodeID(1)].Name == "a2" && len(w.Facts().Nodes) == 3 })
+}
+
+// Without a manager the stored facts stand; a manager that comes up later is found.
+func TestWatchFromDisk(t *testing.T) {
+	c := newCluster(t)
+	m := c.serve(overlay.Manager, newStub())
+	m.stop()
+	w, _ := watching(t, c.node(overlay.Worker), &disk{f: &overlay.Facts{V: 1, Place: place, Revision: 3}}, nil, m)
+	if w.Facts().Revision != 3 {
+		t.Error("stored facts are gone")
+	}
+	later := c.serve(overlay.Manager, newStub())
+	later.put(4, overlay.Node{ID: nodeID(1)})
+	w.Client.SetManagers([]Manager{m.at(), later.at()})
+	eventually(t, "facts", func() bool { return w.Facts().Revision == 4 })
+	if _, err := NewWatcher(WatcherConfig{Client: NewClient(nil, nil), Store: &disk{}}); err == nil || !strings.Contains(err.Error(), "heddle leave") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLeavesBadManagers(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		beat Beat
+	}{
+		{"leaderless", Beat{Commit: 1 << 40, Age: 60_000}},
+		{"cut off from the leader", Beat{Leader: "x", Commit: 1 << 40, Age: 60_000}},
+		{"behind", Beat{Leader: "x", Commit: 2}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			bad, good := c.serve(overlay.Manager, newStub()), c.serve(overlay.Manager, newStub())
+			bad.beat = tc.beat
+			w, _ := watching(t, c.node(overlay.Worker), &disk{}, &overlay.Facts{V: 1, Place: place, Revision: 3}, bad, good)
+			good.put(4, overlay.Node{ID: nodeID(1)})
+			begin := time.Now()
+			eventually(t, "another manager", func() bool { return w.Facts().Revision == 4 })
+			if d := time.Since(begin); d < silence-time.Second || d > silence+3*time.Second {
+				t.Errorf("it left after %v", d)
+			}
+		})
+	}
+}
+
+// A manager on this node is followed without a connection, while it is good.
+func TestWatchLocal(t *testing.T) {
+	c := newCluster(t)
+	remote, cred := c.serve(overlay.Manager, newStub()), c.node(overlay.Manager)
+	remote.put(5, overlay.Node{ID: nodeID(1)})
+	w, _ := watching(t, cred, &disk{}, &overlay.Facts{V: 1, Place: place}, remote)
+	eventually(t, "facts", func() bool { return w.Facts().Revision == 5 })
+	local := newStub() // behind: it has just begun
+	w.SetLocal(local)
+	remote.put(6, overlay.Node{ID: nodeID(2)})
+	eventually(t, "facts from elsewhere", func() bool { return w.Facts().Revision == 6 })
+	local.put(6, overlay.Node{ID: nodeID(2)})
+	eventually(t, "the own state", func() bool { id, _ := w.Source(); return id == cred.Identity().Node })
+	local.put(7, overlay.Node{ID: nodeID(3)})
+	eventually(t, "facts from the own state", func() bool { return w.Facts().Revision == 7 })
+	w.SetLocal(nil)
+	remote.put(8, overlay.Node{ID: nodeID(4)})
+	eventually(t, "facts from elsewhere again", func() bool { return w.Facts().Revision == 8 })
+}
+
+func TestFactsNeverGoBack(t *testing.T) {
+	w := &Watcher{WatcherConfig: WatcherConfig{Client: NewClient(nil, nil)}, changed: make(chan struct{}, 1),
+		facts: &overlay.Facts{V: 1, Place: place, Revision: 9}}
+	full := func(p overlay.Place, rev uint64) overlay.Delta {
+		return overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Place: p, Revision: rev}}
+	}
+	for _, tc := range []struct {
+		name  string
+		d     overlay.Delta
+		rev   uint64
+		fails bool
+	}{
+		{"older", full(place, 8), 9, false},
+		{"newer", full(place, 10), 10, false},
+		{"another cluster", full(overlay.Place{Cluster: "c2", Epoch: 1}, 11), 10, true},
+		{"recovered, shorter log", full(overlay.Place{Cluster: "c1", Epoch: 2}, 4), 4, false},
+		{"from before the recovery", full(place, 20), 4, false},
+		{"later format", overlay.Delta{V: 9, Revision: 30}, 4, true},
+	} {
+		err := w.take(tc.d)
+		if (err != nil) != tc.fails || w.Facts().Revision != tc.rev {
+			t.Errorf("%s: revision %d, %v", tc.name, w.Facts().Revision, err)
+		}
+	}
+}
