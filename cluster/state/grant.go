@@ -3,6 +3,7 @@ package state
 import (
 	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/ipam"
@@ -37,7 +38,7 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	if len(grants) == 0 { // it has all that it asks for
 		return out, nil
 	}
-	all := append(held[:len(held):len(held)], grants...)
+	all := append(slices.Clip(held), grants...)
 	lease, err := t.sign(overlay.DomainLease, overlay.Lease{V: 1, Place: t.Place, Network: c.Network, Node: c.Node, Key: node.Key, Index: index, Grants: all})
 	if err != nil {
 		return ref{}, overlay.Errorf(overlay.Exhausted, "node %s holds too many separate runs of addresses in network %s; detach workloads there, or use another network: %w", node.Name, n.def.Name, err)

@@ -1,0 +1,177 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew; only for a format that was never released")
+
+// golden compares with, or writes, a file of testdata.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s:\n%s\nwant\n%s", path, got, want)
+	}
+}
+
+// story is a log with each kind of command.
+func story() []Command {
+	full := CreateNetwork{ID: netID("blue"), Avoid: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/24")}, Spec: overlay.NetworkSpec{
+		Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true, Internal: true,
+		Labels: map[string]string{"team": "loom"}, Options: map[string]string{"mtu": "1400"},
+		Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.1.0.0/24"), Gateway: addr("10.1.0.254"), Range: netip.MustParsePrefix("10.1.0.128/25"),
+			Aux: map[string]netip.Addr{"printer": addr("10.1.0.130")}}}}}
+	limited := token("mt", overlay.Manager)
+	limited.Uses = 1
+	return []Command{
+		initCmd(),
+		CreateToken{token("wt", overlay.Worker)},
+		CreateToken{limited},
+		join("w1", "wt"),
+		join("m2", "mt"),
+		SetRole{nid("w1"), overlay.Manager},
+		SetAvailability{nid("w1"), overlay.Pause},
+		SetAvailability{nid("w1"), overlay.Active},
+		UpdateNode{Node: nid("w1"), Control: netip.MustParseAddrPort("192.0.2.9:5377"), Gossip: netip.MustParseAddrPort("[2001:db8::9]:5378")},
+		full,
+		network4("red"),
+		Grant{Network: netID("blue"), Node: nid("w1"), Want: 2, Addrs: []netip.Addr{addr("10.1.0.7")}},
+		Grant{Network: netID("blue"), Node: nid("m2")},
+		RevokeToken{"mt"},
+		RotateTokens{token("wt2", overlay.Worker)},
+		RemoveNode{Node: nid("m2")},
+		RemoveNetwork{netID("red")},
+		RemoveNetwork{netID("red")}, // refused
+	}
+}
+
+// TestGolden pins the formats "command" and "snapshot", version 1: this build writes these
+// bytes, and reads them into the same state.
+func TestGolden(t *testing.T) {
+	var log bytes.Buffer
+	s := New()
+	kinds := map[Kind]bool{}
+	for i, c := range story() {
+		e, err := Encode("req-"+string(rune('a'+i)), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Write(append(e, '\n'))
+		if _, err := s.Apply(uint64(i+1), e); err != nil && i != len(story())-1 {
+			t.Fatalf("%s: %v", c.kind(), err)
+		}
+		kinds[c.kind()] = true
+	}
+	if len(kinds) != 12 {
+		t.Errorf("the story has %d kinds of command", len(kinds))
+	}
+	golden(t, "commands-v1.jsonl", log.Bytes())
+	golden(t, "snapshot-v1.json", snapshot(t, s))
+
+	kept, err := os.ReadFile("testdata/commands-v1.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	replayed := New()
+	for i, e := range bytes.Split(bytes.TrimSpace(kept), []byte("\n")) {
+		if _, err := replayed.Apply(uint64(i+1), e); Fatal(err) {
+			t.Fatal(err)
+		}
+	}
+	golden(t, "snapshot-v1.json", snapshot(t, replayed))
+	facts, err := json.MarshalIndent(replayed.FactsFor(nid("w1")), "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "facts-v1.json", append(facts, '\n'))
+}
+
+// FuzzApply gives any bytes to two states in different stages of life: they agree, do not
+// panic, and a snapshot of what comes out can be restored.
+func FuzzApply(f *testing.F) {
+	for i, c := range story() {
+		e, err := Encode(string(rune('a'+i)), c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(e)
+	}
+	f.Add([]byte(`{"v":1,"level":1,"kind":"grant","body":{"addrs":["::ffff:10.1.0.1","fe80::1%x"]}}`))
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		for n := 0; n < len(story()); n += 5 {
+			a, b := New(), New()
+			for i, c := range story()[:n] {
+				e, _ := Encode("", c)
+				a.Apply(uint64(i+1), e)
+			}
+			if err := b.Restore(bytes.NewReader(snapshot(t, a))); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 2 {
+				resA, errA := a.Apply(uint64(100+i), entry)
+				resB, errB := b.Apply(uint64(100+i), entry)
+				if asJSON(t, resA) != asJSON(t, resB) || (errA == nil) != (errB == nil) {
+					t.Fatalf("%v %v, %v %v", resA, errA, resB, errB)
+				}
+				if Fatal(errA) {
+					return
+				}
+			}
+			if x, y := snapshot(t, a), snapshot(t, b); !bytes.Equal(x, y) {
+				t.Fatalf("%s\n%s", x, y)
+			}
+			if err := b.Restore(bytes.NewReader(snapshot(t, a))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// FuzzRestore restores any bytes: two states agree, and what is restored takes commands and
+// writes a snapshot that can be restored.
+func FuzzRestore(f *testing.F) {
+	w := &world{tb: f, s: New()}
+	f.Add(snapshot(f, w.s))
+	for _, c := range story() {
+		w.try(c)
+		f.Add(snapshot(f, w.s))
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		a, b := New(), New()
+		if err := a.Restore(bytes.NewReader(file)); err != nil {
+			if !Fatal(err) {
+				t.Fatalf("not fatal: %v", err)
+			}
+			return
+		}
+		if err := b.Restore(bytes.NewReader(snapshot(t, a))); err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range story() {
+			e, _ := Encode("", c)
+			a.Apply(a.t.applied+1, e)
+			b.Apply(b.t.applied+1, e)
+			if x, y := snapshot(t, a), snapshot(t, b); !bytes.Equal(x, y) {
+				t.Fatalf("after %d commands\n%s\n%s", i+1, x, y)
+			}
+		}
+	})
+}
