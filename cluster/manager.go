@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -248,4 +249,10 @@ func (m *Manager) Beat() api.Beat {
 		b.Age = -1
 	}
 	return b
+}
+
+// Voter says whether this manager has its vote.
+func (m *Manager) Voter() bool {
+	servers, err := m.raft.Servers()
+	return err == nil && slices.Contains(servers, raftnode.Server{ID: m.Self, Voter: true})
 }

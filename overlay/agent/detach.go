@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
 	"github.com/heddle-net/heddle/overlay/wire"
 )
 
@@ -173,4 +174,19 @@ func (a *Agent) row(e *endpoint) overlay.Endpoint {
 		}
 	}
 	return r
+}
+
+// Network is a network that this node has in its kernel, and its MTU there.
+func (a *Agent) Network(id overlay.NetworkID) (def overlay.Network, mtu int, ok bool) {
+	_ = a.do(context.Background(), func(context.Context) {
+		for _, e := range a.endpoints {
+			if e.Network == id {
+				v := a.view()
+				def, ok = v.Networks[id]
+				mtu = plan.MTU(def, v)
+				return
+			}
+		}
+	})
+	return def, mtu, ok
 }

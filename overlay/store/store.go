@@ -5,6 +5,7 @@ package store
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -21,10 +22,11 @@ var (
 	counters  = []byte("counters")  // network ID → agent.Counter
 	single    = []byte("single")
 
-	keyVersion = []byte("v")
-	keyFacts   = []byte("facts")
-	keyNodes   = []byte("nodes")
-	keyNumber  = []byte("number")
+	keyVersion   = []byte("v")
+	keyFacts     = []byte("facts")
+	keyNodes     = []byte("nodes")
+	keyNumber    = []byte("number")
+	keyAddresses = []byte("addresses")
 )
 
 // version is the version of the file's layout (format "disk").
@@ -237,4 +239,20 @@ func (s *Store) get(key []byte, v any) error {
 		return overlay.Errorf(overlay.Internal, "read %s from the node's disk: %w", key, err)
 	}
 	return nil
+}
+
+// Addresses are where this node answers, as it was told at init or join.
+type Addresses struct {
+	Advertise netip.Addr `json:"advertise"` // control and gossip, for others
+	Listen    netip.Addr `json:"listen"`    // what the ports bind to
+	DataPath  netip.Addr `json:"dataPath"`  // VTEP
+}
+
+// SaveAddresses keeps the node's addresses.
+func (s *Store) SaveAddresses(a Addresses) error { return s.set(keyAddresses, a) }
+
+// LoadAddresses is what SaveAddresses kept.
+func (s *Store) LoadAddresses() (a Addresses, err error) {
+	err = s.get(keyAddresses, &a)
+	return a, err
 }

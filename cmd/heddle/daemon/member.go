@@ -1,0 +1,347 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-net/heddle/cluster/api"
+	"github.com/heddle-net/heddle/cluster/control"
+	"github.com/heddle-net/heddle/cluster/pki"
+	"github.com/heddle-net/heddle/gossip"
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/agent"
+	"github.com/heddle-net/heddle/overlay/store"
+)
+
+// member is what a node runs while it is in a cluster. It is built in the order of its
+// fields, each from what came before, and stopped in the reverse.
+type member struct {
+	d       *Daemon
+	log     *slog.Logger
+	at      store.Addresses
+	cred    *pki.Credentials
+	port    *control.Port
+	client  *api.Client
+	role    *role
+	watcher *api.Watcher
+	gossip  atomic.Pointer[gossip.Node] // a manager asks for it before it is there
+	agent   *agent.Agent
+	news    chan struct{} // the watcher's signal, passed on to the agent
+
+	trusted atomic.Pointer[trusted]
+	cancel  context.CancelFunc
+	ctx     context.Context // of all that the member runs; set before any of it starts
+	group   errgroup.Group
+	once    sync.Once
+}
+
+// trusted is the trust of the facts that it was made from.
+type trusted struct {
+	facts *overlay.Facts
+	trust overlay.Trust
+}
+
+// openMember opens the control port with an identity. It starts nothing.
+func openMember(d *Daemon, id pki.Identity, at store.Addresses, managers []api.Manager) (*member, error) {
+	m := &member{d: d, log: d.log, at: at, news: make(chan struct{}, 1)}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	var err error
+	if m.cred, err = pki.NewCredentials(id, pki.RevokedBy(m.facts), time.Now); err != nil {
+		return nil, err
+	}
+	if m.port, err = control.Listen(netip.AddrPortFrom(at.Listen, d.cfg.ControlPort), m.cred, d.log); err != nil {
+		return nil, err
+	}
+	m.client = api.NewClient(m.cred, managers)
+	m.role = newRole(m)
+	return m, nil
+}
+
+// build makes the parts that need facts: the first ones, or with nil those on the disk.
+func (m *member) build(first *overlay.Facts) error {
+	id := m.cred.Identity()
+	var err error
+	m.watcher, err = api.NewWatcher(api.WatcherConfig{Self: id.Node, Client: m.client, Store: m.d.store, First: first, Log: m.log})
+	if err != nil {
+		return err
+	}
+	f := m.facts()
+	g, err := gossip.New(gossip.Config{Self: id.Node, Label: f.Cluster, Keys: f.GossipKeys,
+		Bind:      netip.AddrPortFrom(m.at.Listen, m.d.cfg.GossipPort),
+		Advertise: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
+		Server:    m.cred.PeerServer, Client: m.cred.PeerClient, Peer: pki.Peer, Trust: m.trust, Hello: m.d.hello(), Log: m.log})
+	if err != nil {
+		return err
+	}
+	m.gossip.Store(g)
+	if err := m.introduce(g); err != nil {
+		return err
+	}
+	m.agent, err = agent.New(agent.Config{Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key,
+		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
+		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log})
+	return err
+}
+
+// introduce gives gossip what this node says of itself and what it knew of others.
+func (m *member) introduce(g *gossip.Node) error {
+	others, err := m.d.store.LoadNodes()
+	if err != nil {
+		return err
+	}
+	for _, s := range others {
+		g.AddNodes([]overlay.SignedNode{s})
+	}
+	self, err := m.record()
+	if err != nil {
+		return err
+	}
+	return g.SetSelf(self)
+}
+
+// record states where this node is and what it can do.
+func (m *member) record() (overlay.SignedNode, error) {
+	f, id := m.facts(), m.cred.Identity()
+	row, ok := f.Nodes[id.Node]
+	if !ok {
+		return overlay.SignedNode{}, overlay.Errorf(overlay.Denied, "this node was removed from the cluster; run `heddle leave --force`, then join again")
+	}
+	number, err := m.d.store.NextNumber()
+	if err != nil {
+		return overlay.SignedNode{}, err
+	}
+	_, mtu, err := m.d.kernel.LinkMTU(m.at.DataPath)
+	if err != nil {
+		m.log.Warn("the data-path address is on no interface of this host; overlays reach nobody until it is back", "addr", m.at.DataPath, "err", err)
+		mtu = 1500
+	}
+	r := overlay.NodeRecord{V: 1, Place: f.Place, Node: id.Node, Number: number, Name: row.Name, MTU: mtu, Hello: m.d.hello(),
+		Control: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.ControlPort),
+		Gossip:  netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort)}
+	if m.at.DataPath.Is4() {
+		r.DataPath4 = m.at.DataPath
+	} else {
+		r.DataPath6 = m.at.DataPath
+	}
+	s, err := overlay.Sign(overlay.DomainNodeRecord, id.Key, r)
+	return overlay.SignedNode{Identity: row.Identity, Record: s}, err
+}
+
+// run starts what the member runs. An error of a part that the node can't do without ends
+// the daemon, which its supervisor starts again.
+func (m *member) run() {
+	m.must("control port", m.port.Run)
+	m.role.start()
+}
+
+// runRest starts what build made.
+func (m *member) runRest() {
+	g := m.gossip.Load()
+	m.must("facts", m.watcher.Run)
+	m.must("gossip", g.Run)
+	m.must("agent", m.agent.Run)
+	m.must("news", m.follow)
+	m.must("contact", m.contact)
+	m.must("certificate", m.renew)
+	m.role.follow()
+}
+
+func (m *member) must(what string, run func(context.Context) error) {
+	m.group.Go(func() error {
+		err := run(m.ctx)
+		if err != nil && m.ctx.Err() == nil {
+			m.d.fail(what, err)
+		}
+		return nil
+	})
+}
+
+// stop ends all parts and waits for them. The kernel's state stays.
+func (m *member) stop() {
+	m.once.Do(func() {
+		m.cancel()
+		_ = m.group.Wait()
+		m.role.stop()
+		if g := m.gossip.Load(); g != nil {
+			_ = g.Close() // in case it never ran
+		}
+		_ = m.port.Close()
+		m.client.Close()
+	})
+}
+
+// facts are the newest ones, or nil before there are any.
+func (m *member) facts() *overlay.Facts {
+	if m.watcher == nil {
+		return nil
+	}
+	return m.watcher.Facts()
+}
+
+func (m *member) place() overlay.Place { return m.cred.Identity().Place }
+
+// trust is what the newest facts let this node check. It is made once for each.
+func (m *member) trust() overlay.Trust {
+	f := m.facts()
+	t := m.trusted.Load()
+	if t == nil || t.facts != f {
+		t = &trusted{f, f.Trust()}
+		m.trusted.Store(t)
+	}
+	return t.trust
+}
+
+// self is this node's row; ok is false when it was removed.
+func (m *member) self() (row overlay.Node, ok bool) {
+	row, ok = m.facts().Nodes[m.cred.Identity().Node]
+	return row, ok
+}
+
+// follow passes on what the facts change: to gossip, to the role, to the agent.
+func (m *member) follow(ctx context.Context) error {
+	for {
+		f, g := m.facts(), m.gossip.Load()
+		if len(f.GossipKeys) > 0 {
+			if err := g.SetKeys(f.GossipKeys); err != nil {
+				m.log.Error("take over the gossip keys", "err", err)
+			}
+		}
+		for _, s := range f.Removals {
+			_ = g.AddRemoval(s) // counted
+		}
+		m.role.follow()
+		signal(m.news)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.watcher.Changed():
+		}
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// contactEvery is how often a node that knows of others and reaches none tries again, and
+// how often it keeps what it has heard of them.
+const contactEvery = time.Second
+
+// contact keeps this node in touch: it looks for members while it knows none that lives, and
+// keeps what nodes say of themselves on the disk.
+func (m *member) contact(ctx context.Context) error {
+	tick := time.NewTicker(contactEvery)
+	defer tick.Stop()
+	kept := map[overlay.NodeID]string{}
+	for {
+		m.seek(ctx)
+		if err := m.keep(kept); err != nil {
+			m.log.Warn("keep what other nodes say of themselves", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *member) seek(ctx context.Context) {
+	f, g, self := m.facts(), m.gossip.Load(), m.cred.Identity().Node
+	for _, p := range g.Peers() {
+		if p.State == "alive" {
+			return
+		}
+	}
+	var at []netip.AddrPort
+	for id, n := range f.Nodes {
+		if id != self && n.Gossip.IsValid() {
+			at = append(at, n.Gossip)
+		}
+	}
+	if len(at) > 0 {
+		if err := g.Join(ctx, at); err != nil {
+			m.log.Debug("no other member answers", "err", err)
+		}
+	}
+}
+
+func (m *member) keep(kept map[overlay.NodeID]string) error {
+	nodes, changed := m.gossip.Load().SignedNodes(), false
+	for id, s := range nodes {
+		if d := s.Record.Digest(); kept[id] != d {
+			kept[id], changed = d, true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return m.d.store.SaveNodes(nodes)
+}
+
+// renewEvery is how often the certificate's age is looked at.
+const renewEvery = time.Hour
+
+// renew gets a new certificate when half of the old one's life is over.
+func (m *member) renew(ctx context.Context) error {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		if m.cred.NeedsRenewal() {
+			if err := m.newCertificate(ctx); err != nil {
+				m.log.Warn("renew this node's certificate; trying again", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// newCertificate asks for a certificate with the node's present role.
+func (m *member) newCertificate(ctx context.Context) error {
+	c, err := m.client.Renew(ctx)
+	if err != nil {
+		return err
+	}
+	id, err := m.cred.Identity().Joined(c.Place, c.Cert, c.CA)
+	if err != nil {
+		return err
+	}
+	if err := id.Save(m.d.identityFile()); err != nil {
+		return err
+	}
+	if err := m.cred.Set(id); err != nil {
+		return err
+	}
+	m.client.Close() // its connections have the old certificate
+	return nil
+}
+
+// factsOf gives the agent the facts.
+type factsOf struct{ m *member }
+
+func (f factsOf) Facts() *overlay.Facts    { return f.m.facts() }
+func (f factsOf) Changed() <-chan struct{} { return f.m.news }
+
+// controlOf lets the agent ask the managers.
+type controlOf struct{ client *api.Client }
+
+func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (agent.Grant, error) {
+	g, err := c.client.Grant(ctx, network, want, addrs)
+	return agent.Grant(g), err
+}

@@ -1,0 +1,93 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// Status is this node's own view. It asks nobody.
+func (d *Daemon) Status(ctx context.Context) (s overlay.Status, err error) {
+	s = overlay.Status{Version: d.version, Managers: []overlay.ManagerStatus{}, Peers: []overlay.PeerStatus{}, Endpoints: []overlay.Endpoint{}, Counters: map[string]uint64{}}
+	s.Name, _ = nodeName()
+	m := d.current()
+	if m == nil {
+		return s, nil
+	}
+	f := m.facts()
+	id := m.cred.Identity()
+	s.Member, s.Cluster, s.Node, s.Role, s.Revision = true, id.Cluster, id.Node, m.cred.Subject().Role, f.Revision
+	s.Addr, s.DataPath, s.Networks = m.at.Advertise.String(), m.at.DataPath.String(), 0
+	row, member := m.self()
+	if member {
+		s.Name, s.Role = row.Name, row.Role
+	}
+	s.Ports = []overlay.PortStatus{
+		{Port: d.cfg.ControlPort, Proto: "tcp", Use: "control"},
+		{Port: d.cfg.GossipPort, Proto: "tcp+udp", Use: "gossip"},
+		{Port: f.Params.DataPathPort, Proto: "udp", Use: "data path (VXLAN)"},
+	}
+	s.Managers = m.managers(f)
+	s.Peers = append(s.Peers, m.gossip.Load().Peers()...)
+	eps, err := m.agent.Endpoints(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.Endpoints = append(s.Endpoints, eps...)
+	networks := map[overlay.NetworkID]bool{}
+	for _, e := range eps {
+		networks[e.NetworkID] = true
+	}
+	s.Networks = len(networks)
+	d.count(m, s.Counters)
+	s.Problems = d.problems(m, s, member)
+	return s, nil
+}
+
+// managers are the managers as this node knows them.
+func (m *member) managers(f *overlay.Facts) []overlay.ManagerStatus {
+	from, beat := m.watcher.Source()
+	rows := []overlay.ManagerStatus{}
+	for _, n := range f.Managers() {
+		rows = append(rows, overlay.ManagerStatus{Name: n.Name, Addr: n.Control.String(), Leader: n.ID == beat.Leader, Following: n.ID == from})
+	}
+	slices.SortFunc(rows, func(a, b overlay.ManagerStatus) int { return strings.Compare(a.Name, b.Name) })
+	return rows
+}
+
+// count gathers what was refused, dropped and repaired.
+func (d *Daemon) count(m *member, into map[string]uint64) {
+	maps.Copy(into, m.gossip.Load().Counters())
+	for kind, n := range d.loop.Status().Drift {
+		into["drift repaired: "+kind] = n
+	}
+	if dropped, err := d.kernel.Denied(); err == nil {
+		into["frames dropped: not from a participant"] = dropped
+	}
+}
+
+// problems are what an operator should look at, each with what to do.
+func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []string) {
+	if !member {
+		return []string{"this node was removed from the cluster; run `heddle leave --force`, then join again"}
+	}
+	if from, _ := m.watcher.Source(); from == "" {
+		out = append(out, "no manager answers: networks and leases can't change; workloads and their addresses go on")
+	}
+	for _, p := range s.Peers {
+		if p.State == "dead" {
+			out = append(out, fmt.Sprintf("node %s (%s) does not answer; start it, or remove it for good with `heddle node rm %s`", p.Name, p.Addr, p.Name))
+		}
+	}
+	errs := d.loop.Status().Errors
+	for _, owner := range slices.Sorted(maps.Keys(errs)) {
+		out = append(out, strings.ReplaceAll(errs[owner].Error(), "\n", "; "))
+	}
+	return out
+}
