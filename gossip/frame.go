@@ -29,15 +29,15 @@ const (
 
 // frame is anything that nodes say to each other.
 type frame struct {
-	V        int                      `json:"v"`
-	Kind     string                   `json:"kind"`
-	From     overlay.NodeID           `json:"from"`
-	ID       uint64                   `json:"id,omitempty"` // of a push, and of its acknowledgement
-	Hello    *overlay.Hello           `json:"hello,omitempty"`
-	Networks []part                   `json:"networks,omitempty"`
+	V        int                       `json:"v"`
+	Kind     string                    `json:"kind"`
+	From     overlay.NodeID            `json:"from"`
+	ID       uint64                    `json:"id,omitempty"` // of a push, and of its acknowledgement
+	Hello    *overlay.Hello            `json:"hello,omitempty"`
+	Networks []part                    `json:"networks,omitempty"`
 	Held     map[overlay.NodeID]uint64 `json:"held,omitempty"` // node records by number, in an ask
-	Nodes    []overlay.SignedNode     `json:"nodes,omitempty"`
-	Removals []overlay.Signed         `json:"removals,omitempty"`
+	Nodes    []overlay.SignedNode      `json:"nodes,omitempty"`
+	Removals []overlay.Signed          `json:"removals,omitempty"`
 }
 
 // part is what a frame says of one network.

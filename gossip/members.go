@@ -1,9 +1,9 @@
 package gossip
 
 import (
-	"context"
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"log/slog"
 	"slices"
@@ -125,7 +125,9 @@ func (n *Node) Peers() []overlay.PeerStatus {
 		}
 		out = append(out, p)
 	}
-	slices.SortFunc(out, func(x, y overlay.PeerStatus) int { return cmp.Or(strings.Compare(x.Name, y.Name), strings.Compare(string(x.Node), string(y.Node))) })
+	slices.SortFunc(out, func(x, y overlay.PeerStatus) int {
+		return cmp.Or(strings.Compare(x.Name, y.Name), strings.Compare(string(x.Node), string(y.Node)))
+	})
 	return out
 }
 

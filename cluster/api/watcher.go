@@ -94,6 +94,9 @@ func (w *Watcher) Source() (overlay.NodeID, Beat) {
 func (w *Watcher) SetLocal(s Source) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.local == s {
+		return
+	}
 	w.local = s
 	close(w.swap)
 	w.swap = make(chan struct{})
@@ -105,13 +108,14 @@ func (w *Watcher) Run(ctx context.Context) error {
 	saver.Go(func() { w.save(ctx) })
 	defer saver.Wait()
 	for pause := saveEvery; ctx.Err() == nil; {
-		begin := time.Now()
-		w.round(ctx)
+		begin, swap := time.Now(), w.swapped()
+		if w.round(ctx, swap) {
+			continue
+		}
 		if time.Since(begin) > 2*silence {
 			pause = saveEvery
 		}
 		w.setSource("", Beat{Age: -1})
-		swap := w.swapped()
 		select {
 		case <-ctx.Done():
 		case <-swap:
@@ -128,43 +132,48 @@ func (w *Watcher) swapped() <-chan struct{} {
 	return w.swap
 }
 
-// round follows each source there is, one after the other, for as long as it is good.
-func (w *Watcher) round(ctx context.Context) {
-	w.mu.Lock()
-	local, swap := w.local, w.swap
-	w.mu.Unlock()
-	if w.localGood() {
+// round follows each source there is, one after the other, for as long as it is good. True says
+// that there is a better one at once.
+func (w *Watcher) round(ctx context.Context, swap <-chan struct{}) bool {
+	if local := w.goodLocal(); local != nil {
 		err := w.followLocal(ctx, local, swap)
 		if ctx.Err() == nil {
 			w.Log.Debug("the manager on this node is not followed any more", "err", err)
+		}
+		if errors.Is(err, errSwapped) {
+			return true
 		}
 	}
 	for _, m := range w.Client.Managers() {
 		if m.ID == w.Self {
 			continue
 		}
-		if ctx.Err() != nil || w.swapped() != swap {
-			return
-		}
 		err := w.follow(ctx, m.ID, swap)
-		if ctx.Err() == nil {
-			w.Log.Debug("stream of facts ended", "node", m.ID, "err", err)
+		if ctx.Err() != nil {
+			return false
+		}
+		w.Log.Debug("stream of facts ended", "node", m.ID, "err", err)
+		if errors.Is(err, errSwapped) {
+			return true
 		}
 	}
+	return false
 }
 
 var errSwapped = errors.New("there is a better source")
 
-// localGood says whether the manager on this node is worth following.
-func (w *Watcher) localGood() bool {
+// goodLocal is the manager on this node, if it is worth following.
+func (w *Watcher) goodLocal() Source {
 	w.mu.Lock()
 	local, f := w.local, w.facts
 	w.mu.Unlock()
 	if local == nil || !local.Beat().led() {
-		return false
+		return nil
 	}
-	mine := local.FactsFor(w.Self)
-	return mine != nil && mine.Epoch >= f.Epoch && mine.Revision >= f.Revision
+	if mine := local.FactsFor(w.Self); mine == nil || mine.Epoch < f.Epoch || mine.Revision < f.Revision {
+		return nil
+	}
+	return local
 }
 
 // followLocal follows the manager on this node.
@@ -296,7 +305,7 @@ func (w *Watcher) follow(ctx context.Context, m overlay.NodeID, swap <-chan stru
 			if err := health.judge(*e.Beat, w.Facts()); err != nil {
 				return err
 			}
-			if w.localGood() {
+			if w.goodLocal() != nil {
 				return errSwapped
 			}
 		}

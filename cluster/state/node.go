@@ -27,9 +27,9 @@ func (c Init) apply(t *tables, index uint64) (ref, error) {
 		next.Ring = append(next.Ring, k)
 	}
 	none := t.cluster
-	t.cluster = next
+	t.setCluster(next)
 	if err := t.takeIn(c.Node, overlay.Manager, "", index); err != nil {
-		t.cluster = none
+		t.setCluster(none)
 		return ref{}, err
 	}
 	t.changed(key{table: tKeys})

@@ -89,10 +89,11 @@ func (s *State) Restore(r io.Reader) error {
 // tables checks the rows and makes what follows from them.
 func (f *snapshotFile) tables() (*tables, error) {
 	t := newTables()
-	t.applied, t.revision, t.cluster = f.Applied, f.Revision, f.cluster
 	if err := f.check(); err != nil {
 		return nil, err
 	}
+	t.applied, t.revision = f.Applied, f.Revision
+	t.setCluster(f.cluster)
 	for id, row := range f.Nodes {
 		if _, twice := t.byName[row.Name]; twice || row.ID != id {
 			return nil, fmt.Errorf("node %s is there twice, or under another ID", row.Name)
@@ -124,7 +125,7 @@ func (f *snapshotFile) check() error {
 		return fmt.Errorf("revision %d is above the newest entry %d", f.Revision, f.Applied)
 	case len(f.Done) > remembered:
 		return fmt.Errorf("%d requests are too many", len(f.Done))
-	case f.Cluster == "" && len(f.Nodes)+len(f.Removals)+len(f.Networks)+len(f.Tokens) > 0:
+	case f.Cluster == "" && len(f.Signing)+len(f.Nodes)+len(f.Removals)+len(f.Networks)+len(f.Tokens) > 0:
 		return fmt.Errorf("there are rows, but no cluster")
 	case f.Cluster != "" && (pub == nil || len(f.Signing) == 0 || !allOfLen(f.Signing, ed25519.SeedSize)):
 		return fmt.Errorf("a key is malformed")

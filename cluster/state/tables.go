@@ -21,6 +21,7 @@ type tables struct {
 	done     outcomes
 
 	// What follows from the rows above, for look-ups.
+	signer  ed25519.PrivateKey // of Signing[0]
 	byName  map[string]overlay.NodeID
 	byHash  map[string]string // token hash to ID
 	netName map[string]overlay.NetworkID
@@ -87,7 +88,15 @@ func (t *tables) changed(k ...key) { t.changes = append(t.changes, k...) }
 
 // sign states body under the cluster's signing key.
 func (t *tables) sign(d overlay.Domain, body any) (overlay.Signed, error) {
-	return overlay.Sign(d, ed25519.NewKeyFromSeed(t.Signing[0]), body)
+	return overlay.Sign(d, t.signer, body)
+}
+
+// setCluster takes over the one-off rows, which were checked.
+func (t *tables) setCluster(c cluster) {
+	t.cluster, t.signer = c, nil
+	if len(c.Signing) > 0 {
+		t.signer = ed25519.NewKeyFromSeed(c.Signing[0])
+	}
 }
 
 // cow is a map that its readers share until its next change.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/netip"
 	"path/filepath"
 	"strings"
 
@@ -34,7 +35,7 @@ func (c *cli) attachCmd() *cobra.Command {
 			c.printf("%s\n", e.ID)
 			return nil
 		}
-		c.printf("%s\n", strings.Join(endpointLine(e), "  "))
+		c.printf("%s\n", endpointLine(e))
 		return nil
 	}
 	return cmd
@@ -48,7 +49,7 @@ type attachFlags struct {
 
 func (f *attachFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.StringVar(&f.r.Network, "network", "", "network to attach to, by name or ID (required)")
+	fs.StringVar(&f.r.Network, "network", "", "`network` to attach to, by name or ID (required)")
 	parsed(fs, &f.r.IP, "ip", "ip", "IPv4 address; default a free one", overlay.ParseAddr)
 	parsed(fs, &f.r.IP6, "ip6", "ip", "IPv6 address; default a free one", overlay.ParseAddr)
 	parsed(fs, &f.r.MAC, "mac", "mac", "MAC address; default a random one", parseMAC)
@@ -57,12 +58,15 @@ func (f *attachFlags) add(cmd *cobra.Command) {
 	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
 	parsed(fs, &f.r.IfName, "ifname", "name", "name of the interface; default the first free of eth0, eth1, …", nonEmpty)
 	parsed(fs, &f.r.Netns, "netns", "path|name", "namespace of the workload; a name is of one in /run/netns", parseNetns)
-	fs.IntVar(&f.r.PID, "pid", 0, "process whose namespace is the workload's")
+	fs.IntVar(&f.r.PID, "pid", 0, "process `id` whose namespace is the workload's")
 }
 
 // request is what the flags ask for.
 func (f *attachFlags) request(cmd *cobra.Command, name string) (overlay.AttachRequest, error) {
 	f.r.Name, f.r.Labels = name, toMap(f.labels)
+	if f.r.Network == "" {
+		return f.r, usagef(cmd, "%s needs a network; add --network, `heddle network ls` lists them", verb(cmd))
+	}
 	if cmd.Flags().Changed("pid") && f.r.PID <= 0 {
 		return f.r, usagef(cmd, "--pid %d is no process", f.r.PID)
 	}
@@ -91,13 +95,12 @@ func (c *cli) attach(cmd *cobra.Command, r overlay.AttachRequest) (overlay.Endpo
 }
 
 // endpointLine is what attach prints: name, addresses and interface.
-func endpointLine(e overlay.Endpoint) []string {
-	s := []string{e.Name}
-	if e.IPv4.IsValid() {
-		s = append(s, e.IPv4.String())
+func endpointLine(e overlay.Endpoint) string {
+	s := e.Name
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if p.IsValid() {
+			s += "  " + p.String()
+		}
 	}
-	if e.IPv6.IsValid() {
-		s = append(s, e.IPv6.String())
-	}
-	return append(s, e.Interface+" in "+e.Namespace)
+	return s + "  " + e.Interface + " in " + e.Namespace
 }

@@ -14,31 +14,23 @@ import (
 )
 
 func (c *cli) daemonCmd() *cobra.Command {
-	var file string
-	var given daemon.Config
+	var d daemonFlags
 	cmd := &cobra.Command{Use: "daemon", Short: "Run heddle on this node", Args: noArgs,
 		Long: "Run heddle on this node until it is stopped. Workloads keep their networks when it stops.\n" +
 			"The configuration file has the flags' names as keys, and socket-group; flags go before it."}
 	def := daemon.DefaultConfig()
 	fs := cmd.Flags()
-	fs.StringVar(&file, "config", daemon.DefaultConfigFile, "configuration file; need not exist where it is not named")
-	fs.StringVar(&given.DataDir, "data-dir", def.DataDir, "directory of the node's state")
-	fs.StringVar(&given.LogLevel, "log-level", def.LogLevel, "debug, info, warn or error")
-	fs.Uint16Var(&given.ControlPort, "control-port", def.ControlPort, "TCP port of the managers")
-	fs.Uint16Var(&given.GossipPort, "gossip-port", def.GossipPort, "TCP and UDP port of gossip")
+	fs.StringVar(&d.file, "config", daemon.DefaultConfigFile, "configuration `file`; need not exist where it is not named")
+	fs.StringVar(&d.DataDir, "data-dir", def.DataDir, "`directory` of the node's state")
+	fs.StringVar(&d.LogLevel, "log-level", def.LogLevel, "`level`: debug, info, warn or error")
+	fs.Uint16Var(&d.ControlPort, "control-port", def.ControlPort, "TCP `port` of the managers")
+	fs.Uint16Var(&d.GossipPort, "gossip-port", def.GossipPort, "TCP and UDP `port` of gossip")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		cfg, err := readConfig(file, fs.Changed("config"))
+		d.Socket = c.socket
+		cfg, err := d.config(func(flag string) bool {
+			return fs.Changed(flag) || flag == "socket" && c.env("HEDDLE_SOCKET") != ""
+		})
 		if err != nil {
-			return err
-		}
-		if fs.Changed("socket") || c.env("HEDDLE_SOCKET") != "" {
-			cfg.Socket = c.socket
-		}
-		override(fs.Changed, "data-dir", &cfg.DataDir, given.DataDir)
-		override(fs.Changed, "log-level", &cfg.LogLevel, given.LogLevel)
-		override(fs.Changed, "control-port", &cfg.ControlPort, given.ControlPort)
-		override(fs.Changed, "gossip-port", &cfg.GossipPort, given.GossipPort)
-		if err := cfg.Validate(); err != nil {
 			return usage(cmd, err)
 		}
 		level, err := cfg.Level()
@@ -51,8 +43,28 @@ func (c *cli) daemonCmd() *cobra.Command {
 	return cmd
 }
 
-func override[T any](changed func(string) bool, name string, to *T, value T) {
-	if changed(name) {
+// daemonFlags are the flags' values. They count where the flag is given.
+type daemonFlags struct {
+	file string
+	daemon.Config
+}
+
+// config is the file's configuration with what the flags say instead.
+func (d daemonFlags) config(given func(flag string) bool) (daemon.Config, error) {
+	cfg, err := readConfig(d.file, given("config"))
+	if err != nil {
+		return cfg, err
+	}
+	override(given("socket"), &cfg.Socket, d.Socket)
+	override(given("data-dir"), &cfg.DataDir, d.DataDir)
+	override(given("log-level"), &cfg.LogLevel, d.LogLevel)
+	override(given("control-port"), &cfg.ControlPort, d.ControlPort)
+	override(given("gossip-port"), &cfg.GossipPort, d.GossipPort)
+	return cfg, cfg.Validate()
+}
+
+func override[T any](given bool, to *T, value T) {
+	if given {
 		*to = value
 	}
 }

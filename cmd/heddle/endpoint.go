@@ -1,9 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
-	"strings"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -11,26 +12,55 @@ import (
 	"github.com/heddle-net/heddle/overlay/local"
 )
 
-var endpointColumns = []column[overlay.Endpoint]{
-	idColumn("ID", func(e overlay.Endpoint) string { return string(e.ID) }),
-	text("NAME", func(e overlay.Endpoint) string { return e.Name }),
-	text("NODE", func(e overlay.Endpoint) string { return e.NodeName }),
-	text("NETWORK", func(e overlay.Endpoint) string { return e.NetworkName }),
-	text("IPV4", func(e overlay.Endpoint) string { return address(e.IPv4) }),
-	text("IPV6", func(e overlay.Endpoint) string { return address(e.IPv6) }),
-	text("MAC", func(e overlay.Endpoint) string { return e.MAC.String() }),
-	text("STATE", func(e overlay.Endpoint) string { return string(e.State) }),
+// endpointRow is an endpoint under the names that its JSON has, so that templates use them too.
+type endpointRow struct {
+	ID        overlay.EndpointID
+	Name      string
+	Node      string
+	NodeID    overlay.NodeID
+	Network   string
+	NetworkID overlay.NetworkID
+	IPv4      string // with the prefix length, or "" without one
+	IPv6      string
+	MAC       overlay.MAC
+	State     overlay.EndpointState
+	Interface string            `json:",omitempty"`
+	Namespace string            `json:",omitempty"`
+	Aliases   []string          `json:",omitempty"`
+	Service   string            `json:",omitempty"`
+	Labels    map[string]string `json:",omitempty"`
+}
+
+func endpointRows(all []overlay.Endpoint) []endpointRow {
+	rows := make([]endpointRow, len(all))
+	for i, e := range all {
+		rows[i] = endpointRow{ID: e.ID, Name: e.Name, Node: e.NodeName, NodeID: e.Node, Network: e.NetworkName, NetworkID: e.NetworkID,
+			IPv4: address(e.IPv4), IPv6: address(e.IPv6), MAC: e.MAC, State: e.State, Interface: e.Interface, Namespace: e.Namespace,
+			Aliases: e.Aliases, Service: e.Service, Labels: e.Labels}
+	}
+	return rows
 }
 
 func address(p netip.Prefix) string {
 	if !p.IsValid() {
-		return "-"
+		return ""
 	}
 	return p.String()
 }
 
+var endpointColumns = []column[endpointRow]{
+	idColumn("ID", func(e endpointRow) string { return string(e.ID) }),
+	text("NAME", func(e endpointRow) string { return e.Name }),
+	text("NODE", func(e endpointRow) string { return e.Node }),
+	text("NETWORK", func(e endpointRow) string { return e.Network }),
+	text("IPV4", func(e endpointRow) string { return cmp.Or(e.IPv4, "-") }),
+	text("IPV6", func(e endpointRow) string { return cmp.Or(e.IPv6, "-") }),
+	text("MAC", func(e endpointRow) string { return e.MAC.String() }),
+	text("STATE", func(e endpointRow) string { return string(e.State) }),
+}
+
 func (c *cli) endpointCmd() *cobra.Command {
-	type row = overlay.Endpoint
+	type row = endpointRow
 	ls := list[row]{
 		short:   "List endpoints: what is attached where",
 		id:      func(r row) string { return string(r.ID) },
@@ -39,32 +69,31 @@ func (c *cli) endpointCmd() *cobra.Command {
 			"id":      prefix(func(r row) string { return string(r.ID) }),
 			"name":    part(func(r row) string { return r.Name }),
 			"label":   labelled(func(r row) map[string]string { return r.Labels }),
-			"network": named(func(r row) (id, name string) { return string(r.NetworkID), r.NetworkName }),
-			"node":    named(func(r row) (id, name string) { return string(r.Node), r.NodeName }),
+			"network": named(func(r row) (id, name string) { return string(r.NetworkID), r.Network }),
+			"node":    named(func(r row) (id, name string) { return string(r.NodeID), r.Node }),
 			"service": exact(func(r row) string { return r.Service }),
 		},
 	}
 	var localOnly bool
-	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) { return cl.Endpoints(ctx, localOnly) })
+	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) {
+		all, err := cl.Endpoints(ctx, localOnly)
+		return endpointRows(all), err
+	})
 	lsCmd.Flags().BoolVar(&localOnly, "local", false, "this node's own endpoints alone, as it knows them; needs no manager")
 	return c.group("endpoint", "Show what is attached",
 		lsCmd, inspectCmd(c, "ENDPOINT", "Show endpoints as JSON: by ID, NAME or NODE/NAME", findEndpoints))
 }
 
 // findEndpoints are all endpoints of a workload, by NAME or NODE/NAME, or the one with the ID.
-func findEndpoints(ctx context.Context, cl *local.Client, ref string) ([]overlay.Endpoint, error) {
+func findEndpoints(ctx context.Context, cl *local.Client, ref string) ([]endpointRow, error) {
 	all, err := cl.Endpoints(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	var hits []overlay.Endpoint
-	for _, e := range all {
-		if e.Name == ref || e.NodeName+"/"+e.Name == ref {
-			hits = append(hits, e)
-		}
+	rows := endpointRows(all)
+	named := slices.DeleteFunc(slices.Clone(rows), func(e endpointRow) bool { return e.Name != ref && e.Node+"/"+e.Name != ref })
+	if len(named) > 0 {
+		return named, nil
 	}
-	if len(hits) > 0 {
-		return hits, nil
-	}
-	return one(overlay.Find("endpoint", strings.TrimSpace(ref), all, func(e overlay.Endpoint) (id, name string) { return string(e.ID), e.Name }))
+	return one(overlay.Find("endpoint", ref, rows, func(e endpointRow) (id, name string) { return string(e.ID), e.Name }))
 }

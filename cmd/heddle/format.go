@@ -38,7 +38,7 @@ func parseFormat(option, s string) (f format, err error) {
 	case "json":
 		return format{json: true}, nil
 	}
-	f.tmpl, err = template.New("").Funcs(templateFuncs).Parse(escapes.Replace(s))
+	f.tmpl, err = template.New("template").Funcs(templateFuncs).Parse(escapes.Replace(s))
 	if err != nil {
 		return f, overlay.Errorf(overlay.Invalid, "%s: %s", option, strings.TrimPrefix(err.Error(), "template: "))
 	}

@@ -18,9 +18,9 @@ func (c *cli) initCmd() *cobra.Command {
 			"The last line of the output is the command that brings in another host."}
 	fs := cmd.Flags()
 	addressFlags(fs, &r.AdvertiseAddr, &r.ListenAddr, &r.DataPathAddr)
-	fs.Uint16Var(&r.DataPathPort, "data-path-port", 4789, "UDP port of VXLAN on all nodes")
+	fs.Uint16Var(&r.DataPathPort, "data-path-port", 4789, "UDP `port` of VXLAN on all nodes")
 	repeated(fs, &r.Pools, "default-addr-pool", "cidr", "pool of the subnets that networks get; default 10.64.0.0/11 and a random ULA /48", overlay.ParsePrefix)
-	fs.IntVar(&r.PoolMaskLength, "default-addr-pool-mask-length", 24, "prefix length of the IPv4 subnets from the pool")
+	fs.IntVar(&r.PoolMaskLength, "default-addr-pool-mask-length", 24, "prefix `length` of the IPv4 subnets from the pool")
 	fs.BoolVar(&autolock, "autolock", false, "encrypt the managers' keys on disk (not in this version)")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print the join command alone")
 	_ = fs.MarkHidden("autolock")

@@ -29,8 +29,8 @@ func (c *cli) joinCmd() *cobra.Command {
 			return someArgs("HOST")(cmd, args)
 		}}
 	fs := cmd.Flags()
-	fs.StringVar(&token, "token", "", "join token, or - for stdin (HEDDLE_TOKEN)")
-	fs.StringVar(&tokenFile, "token-file", "", "file that has the join token, or - for stdin")
+	fs.StringVar(&token, "token", "", "join `token`, or - for stdin (HEDDLE_TOKEN)")
+	fs.StringVar(&tokenFile, "token-file", "", "`file` that has the join token, or - for stdin")
 	addressFlags(fs, &r.AdvertiseAddr, &r.ListenAddr, &r.DataPathAddr)
 	parsed(fs, &r.Availability, "availability", "active|pause|drain", "what the node is given at first; default active", parseAvailability)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {

@@ -103,7 +103,7 @@ func (c *cli) root() *cobra.Command {
 		def = local.DefaultSocket
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&c.socket, "socket", def, "socket of the node's daemon (HEDDLE_SOCKET)")
+	f.StringVar(&c.socket, "socket", def, "`path` of the daemon's socket (HEDDLE_SOCKET)")
 	f.Lookup("socket").DefValue = local.DefaultSocket
 	return root
 }

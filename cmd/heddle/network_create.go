@@ -32,8 +32,8 @@ func (c *cli) networkCreate() *cobra.Command {
 			"A --gateway, --ip-range or --aux-address belongs to the --subnet that contains it.",
 		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1"}
 	fs := cmd.Flags()
-	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver; this version has overlay alone")
-	fs.StringVar(&f.scope, "scope", "cluster", "cluster; this version has no networks of a single node")
+	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`; this version has overlay alone")
+	fs.StringVar(&f.scope, "scope", "cluster", "`scope` cluster; this version has no networks of a single node")
 	repeated(fs, &f.subnets, "subnet", "cidr", "subnet, IPv4 or IPv6", overlay.ParsePrefix)
 	repeated(fs, &f.gateways, "gateway", "ip", "gateway address of a subnet; default its first address", overlay.ParseAddr)
 	repeated(fs, &f.ranges, "ip-range", "cidr", "part of a subnet that workloads get addresses from", overlay.ParsePrefix)

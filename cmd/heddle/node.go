@@ -78,7 +78,7 @@ func (c *cli) nodeUpdate() *cobra.Command {
 			return cl.UpdateNode(ctx, args[0], u)
 		})
 		if err == nil {
-			c.printf("%s is %s\n", row.Name, row.Availability)
+			c.printf("%s has availability %s\n", row.Name, row.Availability)
 		}
 		return err
 	}

@@ -62,7 +62,7 @@ func (c *cli) printStatus(s overlay.Status) error {
 			text("STATE", func(p overlay.PeerStatus) string { return p.State }),
 			text("LAST PROBE", func(p overlay.PeerStatus) string { return c.since(p.LastProbe) }),
 			text("RTT", func(p overlay.PeerStatus) string { return rtt(p.RTT) })),
-		section(c, "endpoints of this node", s.Endpoints, endpointColumns...),
+		section(c, "endpoints of this node", endpointRows(s.Endpoints), endpointColumns...),
 		section(c, "counters", slices.Sorted(maps.Keys(s.Counters)),
 			text("WHAT", func(k string) string { return k }),
 			text("COUNT", func(k string) string { return strconv.FormatUint(s.Counters[k], 10) })))

@@ -16,11 +16,19 @@ func (c *cli) tokenCmd() *cobra.Command {
 	revoke := &cobra.Command{Use: "revoke ID...", Aliases: []string{"rm"}, Short: "Make join tokens invalid", Args: someArgs("token ID")}
 	revoke.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.askAll(cmd, args, func(ctx context.Context, cl *local.Client, id string) error {
-			err := cl.RevokeToken(ctx, id)
-			if err == nil {
-				c.printf("%s\n", id)
+			all, err := cl.Tokens(ctx)
+			if err != nil {
+				return err
 			}
-			return err
+			row, err := overlay.Find("token", id, all, func(r overlay.TokenRow) (id, name string) { return r.ID, "" })
+			if err != nil {
+				return err
+			}
+			if err := cl.RevokeToken(ctx, row.ID); err != nil {
+				return err
+			}
+			c.printf("%s\n", row.ID)
+			return nil
 		})
 	}
 	ls := list[overlay.TokenRow]{
@@ -59,7 +67,7 @@ func (c *cli) tokenMaker(name, short string, call func(*local.Client, context.Co
 		}}
 	fs := cmd.Flags()
 	fs.DurationVar(&ttl, "ttl", 0, "time until it expires, 0 for never; default 24h for workers, 1h for managers")
-	fs.IntVar(&uses, "uses", 0, "hosts that may join with it, 0 for any number; default any for workers, 1 for managers")
+	fs.IntVar(&uses, "uses", 0, "`number` of hosts that may join with it, 0 for any number; default any for workers, 1 for managers")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print the token alone")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r := overlay.TokenRequest{Role: overlay.Role(args[0])}

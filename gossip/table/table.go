@@ -168,7 +168,9 @@ func (t *Table) Live(n overlay.NetworkID) []overlay.Claim {
 			}
 		}
 	}
-	slices.SortFunc(out, func(x, y overlay.Claim) int { return strings.Compare(string(x.Record.Endpoint), string(y.Record.Endpoint)) })
+	slices.SortFunc(out, func(x, y overlay.Claim) int {
+		return strings.Compare(string(x.Record.Endpoint), string(y.Record.Endpoint))
+	})
 	return out
 }
 
