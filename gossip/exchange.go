@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -228,7 +229,16 @@ func (n *Node) reply(c *tls.Conn, f frame) error {
 	switch f.Kind {
 	case kindPush:
 		n.takeParts(f.Networks)
-		return send(c, n.ack(f))
+		applied := make(chan struct{})
+		n.whenApplied(sync.OnceFunc(func() { close(applied) }))
+		select {
+		case <-applied:
+			return send(c, n.ack(f))
+		case <-n.wire.closed:
+			return nil
+		case <-time.After(time.Second): // the sender waits no longer
+			return nil
+		}
 	case kindAsk:
 	default:
 		return overlay.Errorf(overlay.Unread, "a stream that begins with %.20q", f.Kind)

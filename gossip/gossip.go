@@ -66,6 +66,15 @@ type Node struct {
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
 	counters map[string]uint64
+	revision uint64 // counts changes of the table
+	applied  uint64 // the revision that the kernel has, by Applied
+	owed     []owed // acknowledgements that wait for it
+}
+
+// owed is an acknowledgement that is due when this node's kernel has what was pushed.
+type owed struct {
+	revision uint64
+	send     func()
 }
 
 // heard is what a node said of itself, checked.
@@ -89,6 +98,7 @@ const (
 	exchangeEvery = 10 * time.Second
 	exchangeTime  = 10 * time.Second
 	inboxSize     = 4096
+	maxOwed       = 4096
 )
 
 // New opens the port and prepares membership. It starts nothing but what reads the port;
@@ -304,7 +314,49 @@ func (n *Node) Stated(id overlay.NetworkID) overlay.Version {
 // Changed signals that claims or node records have changed since it was read last.
 func (n *Node) Changed() <-chan struct{} { return n.changed }
 
-func (n *Node) signal() {
+// Revision numbers what Claims and Nodes answer at this moment.
+func (n *Node) Revision() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.revision
+}
+
+// Applied says that this node's kernel has what stood at a revision. Pushes are acknowledged
+// then: who has all acknowledgements knows that packets pass.
+func (n *Node) Applied(revision uint64) {
+	n.mu.Lock()
+	n.applied = max(n.applied, revision)
+	var due []func()
+	n.owed = slices.DeleteFunc(n.owed, func(o owed) bool {
+		if o.revision > n.applied {
+			return false
+		}
+		due = append(due, o.send)
+		return true
+	})
+	n.mu.Unlock()
+	for _, send := range due {
+		send()
+	}
+}
+
+// whenApplied calls send once the kernel has all that stands in the table.
+func (n *Node) whenApplied(send func()) {
+	n.mu.Lock()
+	if n.applied < n.revision {
+		if len(n.owed) < maxOwed {
+			n.owed = append(n.owed, owed{n.revision, send})
+		} // else the sender tries again
+		n.mu.Unlock()
+		return
+	}
+	n.mu.Unlock()
+	send()
+}
+
+// changes notes a change and signals it. The caller holds mu.
+func (n *Node) changes() {
+	n.revision++
 	select {
 	case n.changed <- struct{}{}:
 	default:

@@ -192,12 +192,7 @@ func (n *Node) packet(f frame) {
 		n.acknowledged(f.From, f.ID)
 	case kindPush:
 		n.takeParts(f.Networks)
-		n.mu.Lock()
-		at := n.nodes[f.From].record.Gossip
-		n.mu.Unlock()
-		if b, err := json.Marshal(n.ack(f)); err == nil && at.IsValid() {
-			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(f.From)}, b)
-		}
+		n.whenApplied(func() { n.acknowledge(f) })
 	case kindNodes:
 		n.takeNodes(f)
 	default:
@@ -205,24 +200,30 @@ func (n *Node) packet(f frame) {
 	}
 }
 
+// acknowledge answers a push that came as a packet.
+func (n *Node) acknowledge(f frame) {
+	n.mu.Lock()
+	at := n.nodes[f.From].record.Gossip
+	n.mu.Unlock()
+	if b, err := json.Marshal(n.ack(f)); err == nil && at.IsValid() {
+		_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(f.From)}, b)
+	}
+}
+
 func (n *Node) ack(f frame) frame { return frame{V: version, Kind: kindAck, From: n.Self, ID: f.ID} }
 
 // takeParts takes in the records of a push or an exchange.
 func (n *Node) takeParts(parts []part) {
-	changed := false
 	for _, p := range parts {
 		for _, b := range p.Batches {
-			changed = n.takeBatch(p.Network, b) || changed
+			n.takeBatch(p.Network, b)
 		}
-	}
-	if changed {
-		n.signal()
 	}
 }
 
 // takeBatch checks a batch record by record. What does not pass is counted and changes nothing.
 // A batch with a refused record does not move the mark past it.
-func (n *Node) takeBatch(network overlay.NetworkID, b batch) (changed bool) {
+func (n *Node) takeBatch(network overlay.NetworkID, b batch) {
 	trust := n.Trust()
 	leases := make([]overlay.Lease, len(b.Leases))
 	bad := make([]error, len(b.Leases))
@@ -254,17 +255,17 @@ func (n *Node) takeBatch(network overlay.NetworkID, b batch) (changed bool) {
 	if !whole {
 		in.UpTo = overlay.Version{}
 	}
-	return n.merge(network, in)
+	n.merge(network, in)
 }
 
 // merge takes checked claims into the table, if this node follows the network.
-func (n *Node) merge(network overlay.NetworkID, b table.Batch) bool {
+func (n *Node) merge(network overlay.NetworkID, b table.Batch) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.follows[network] == nil {
 		if !n.managers[n.Self] {
 			n.counters["records refused: network not followed"] += uint64(len(b.Claims))
-			return false
+			return
 		}
 		n.follows[network] = map[overlay.NodeID]bool{}
 	}
@@ -274,15 +275,19 @@ func (n *Node) merge(network overlay.NetworkID, b table.Batch) bool {
 		}
 		if b.UpTo.Compare(n.stated[network]) > 0 {
 			n.stated[network] = b.UpTo
-			return b.UpTo.Compare(n.table.Mark(network, n.Self)) > 0
+			if b.UpTo.Compare(n.table.Mark(network, n.Self)) > 0 {
+				n.changes() // this node has forgotten what it said
+			}
 		}
-		return false
+		return
 	}
 	if len(b.Claims) > 0 {
 		n.follows[network][b.Owner] = true // its lease passed the check: it takes part
 	}
 	n.counters["records accepted"] += uint64(len(b.Claims))
-	return n.table.MergeBatch(network, b)
+	if n.table.MergeBatch(network, b) {
+		n.changes()
+	}
 }
 
 // refused counts what did not pass, by kind of thing and of error.
@@ -314,7 +319,7 @@ func (n *Node) hearNode(s overlay.SignedNode) error {
 		return nil
 	}
 	n.nodes[r.Node] = heard{s, r}
-	n.signal()
+	n.changes()
 	return nil
 }
 
@@ -334,6 +339,6 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	delete(n.nodes, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
-	n.signal()
+	n.changes()
 	return true, nil
 }

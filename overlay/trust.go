@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"crypto/ed25519"
+	"slices"
 )
 
 // RingKey is a public half of a cluster signing key, certified by the CA: CASig is the CA
@@ -140,6 +141,16 @@ func (r Record) validate() error {
 		return Errorf(Invalid, "record: no unicast MAC or no address")
 	case !r.Deleted && ValidateName("workload", r.Workload) != nil:
 		return Errorf(Invalid, "record: malformed workload name")
+	}
+	for i, ip := range r.IPs {
+		if slices.Contains(r.IPs[:i], ip) {
+			return Errorf(Invalid, "record: address %s is there twice", ip)
+		}
+	}
+	for _, n := range r.Names {
+		if ValidateName("workload", n) != nil {
+			return Errorf(Invalid, "record: malformed name %.64q", n)
+		}
 	}
 	return nil
 }

@@ -31,9 +31,9 @@ type Control interface {
 
 // Grant is the managers' answer: the network and all its leases at a revision.
 type Grant struct {
-	Network  overlay.Network
-	Leases   map[overlay.NodeID]overlay.Signed
-	Revision uint64
+	Network  overlay.Network                   `json:"network"`
+	Leases   map[overlay.NodeID]overlay.Signed `json:"leases"`
+	Revision uint64                            `json:"revision"`
 }
 
 // Peers spreads this node's records and collects the others'.
@@ -49,6 +49,10 @@ type Peers interface {
 	// Stated is the highest version that others hold of this node's own records.
 	Stated(overlay.NetworkID) overlay.Version
 	Nodes() map[overlay.NodeID]overlay.NodeRecord
+	// Revision numbers what Claims and Nodes answer. Applied says that the kernel has what
+	// stood at a revision, so that others may rely on it.
+	Revision() uint64
+	Applied(revision uint64)
 	Changed() <-chan struct{}
 }
 
@@ -94,6 +98,7 @@ type Agent struct {
 	Config
 	calls   chan func(life context.Context)
 	stopped chan struct{}
+	plans   chan struct{}  // size 1: planned has changed
 	tasks   sync.WaitGroup // what Run must see end before it returns
 
 	// The loop in Run owns the rest.
@@ -101,6 +106,7 @@ type Agent struct {
 	networks  map[overlay.NetworkID]*network
 	sessions  map[session]bool // processes that are watched
 	removed   bool             // this node was removed from its cluster
+	planned   planned
 }
 
 // New loads what the node had before. It starts nothing.
@@ -109,14 +115,17 @@ func New(c Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{Config: c, calls: make(chan func(context.Context)), stopped: make(chan struct{}),
+	a := &Agent{Config: c, calls: make(chan func(context.Context)), stopped: make(chan struct{}), plans: make(chan struct{}, 1),
 		endpoints: map[overlay.EndpointID]*endpoint{}, networks: map[overlay.NetworkID]*network{},
 		sessions: map[session]bool{}}
 	for _, row := range saved.Endpoints {
 		a.endpoints[row.ID] = &endpoint{Row: row, state: overlay.EndpointReady}
 	}
-	for id, n := range saved.Networks {
-		a.network(id).Counter = n
+	for id, c := range saved.Counters {
+		a.network(id).Counter = c
+	}
+	for _, g := range saved.Networks {
+		a.know(g.Network, g.Leases, g.Revision).saved = g.Revision
 	}
 	for _, r := range saved.Records {
 		n := a.network(r.Network)
@@ -131,6 +140,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.tasks.Wait()
 	defer close(a.stopped)
 	defer cancel()
+	a.background(func() { a.confirm(ctx) })
 	a.restate(ctx)
 	again := time.NewTicker(syncTimeout)
 	defer again.Stop()
@@ -174,7 +184,43 @@ func (a *Agent) background(f func()) {
 
 // replan makes the wanted kernel state from the view. In the loop.
 func (a *Agent) replan() uint64 {
-	return a.Datapath.Set(plan.Build(a.view()))
+	revision := a.Peers.Revision() // before the view is read, which may be newer
+	gen := a.Datapath.Set(plan.Build(a.view()))
+	if revision > a.planned.revision {
+		a.planned = planned{gen, revision}
+		signal(a.plans)
+	}
+	return gen
+}
+
+// planned is the newest revision of the peers' records that was planned from.
+type planned struct{ gen, revision uint64 }
+
+// confirm tells peers what of theirs the kernel has.
+func (a *Agent) confirm(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.plans:
+		}
+		var p planned
+		if a.do(ctx, func(context.Context) { p = a.planned }) != nil {
+			return
+		}
+		// An object that can't be made is its owner's trouble: what can be made stands.
+		_ = a.Datapath.Wait(ctx, p.gen)
+		if ctx.Err() == nil {
+			a.Peers.Applied(p.revision)
+		}
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // view gathers what a plan needs. In the loop.

@@ -57,7 +57,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
-		broken: map[datapath.Owner]error{}, saved: Saved{Networks: map[overlay.NetworkID]Counter{}},
+		broken: map[datapath.Owner]error{}, saved: Saved{Counters: map[overlay.NetworkID]Counter{}},
 		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
 			other: {ID: other, Name: "bee"}}}}
 }
@@ -120,6 +120,8 @@ func (w *world) Stated(overlay.NetworkID) overlay.Version { return overlay.Versi
 func (w *world) Nodes() map[overlay.NodeID]overlay.NodeRecord {
 	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}}
 }
+func (w *world) Revision() uint64         { return 0 }
+func (w *world) Applied(uint64)           {}
 func (w *world) Changed() <-chan struct{} { return w.peersCh }
 
 func (w *world) Set(c datapath.Config) uint64 {
@@ -162,7 +164,10 @@ func (w *world) Save(c Change) error {
 	}
 	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Delete })
 	w.saved.Records = append(w.saved.Records, c.Record)
-	w.saved.Networks[c.Network] = c.Counter
+	w.saved.Counters[c.Network] = c.Counter
+	if c.Grant != nil {
+		w.saved.Networks = append(w.saved.Networks, *c.Grant)
+	}
 	return nil
 }
 
@@ -347,13 +352,7 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
-	g, err := w.Grant(t.Context(), "blue", 0, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.facts = &overlay.Facts{V: 1, Revision: 9, Place: place, Networks: map[overlay.NetworkID]overlay.Network{blue: g.Network},
-		Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{blue: g.Leases}, Nodes: w.facts.Nodes}
-	w.published, w.down = nil, true
+	w.published, w.down = nil, true // and the facts on the disk are from before the attach
 	a, _ = start(t, w)
 	rows, err := a.Endpoints(t.Context())
 	if err != nil || len(rows) != 1 || rows[0].ID != before.ID || rows[0].IPv4 != before.IPv4 {

@@ -70,6 +70,7 @@ type attached struct {
 	lease  overlay.Signed
 	row    Row
 	count  Counter
+	grant  *Grant
 	gen    uint64
 	synced <-chan struct{} // nil when this node holds the others' records
 	there  bool            // it stood before
@@ -170,6 +171,12 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	}
 	a.endpoints[e.ID] = e
 	at := attached{e: e, n: n, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
+	if n.saved != n.revision {
+		// The facts reach the disk some time later. What this endpoint needs of them must be
+		// there with it.
+		at.grant = &Grant{n.def, n.leases, n.revision}
+		n.saved = n.revision
+	}
 	if !n.synced {
 		a.sync(ctx, id)
 		at.synced = n.done
@@ -259,7 +266,7 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	var told []overlay.NodeID
 	saved := make(chan error, 1)
 	go func() { // ends before realise does
-		err := a.Store.Save(Change{Network: at.row.Network, Counter: at.count, Put: &at.row,
+		err := a.Store.Save(Change{Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
 			Record: OwnRecord{at.row.Network, at.row.ID, at.record}})
 		if err == nil {
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
@@ -308,6 +315,7 @@ func (a *Agent) complete(ctx context.Context, at attached) error {
 func (a *Agent) withdraw(at attached) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	_ = a.do(ctx, func(context.Context) { at.n.saved = 0 }) // the disk may lack it
 	if err := a.remove(ctx, at.e); err != nil {
 		a.Log.Error("take back a failed attach", "endpoint", at.e.ID, "err", err)
 	}

@@ -24,6 +24,7 @@ type network struct {
 	leases   map[overlay.NodeID]overlay.Signed
 	lease    overlay.Lease // this node's own, decoded
 	revision uint64        // of the grant or facts that leases come from
+	saved    uint64        // the revision that the disk has
 	own      map[overlay.EndpointID]overlay.Signed
 	used     map[netip.Addr]uint64 // when an address was last given back, in steps of clock
 	clock    uint64
@@ -279,9 +280,8 @@ func (a *Agent) sign(n *network, r overlay.Record) (overlay.Signed, error) {
 
 // restate gives gossip the records that this node's disk keeps. Before the loop runs.
 func (a *Agent) restate(ctx context.Context) {
-	f := a.Facts.Facts()
 	for id, n := range a.networks {
-		lease, ok := f.Leases[id][a.Self]
+		lease, ok := n.leases[a.Self]
 		if !ok || len(n.own) == 0 {
 			continue
 		}

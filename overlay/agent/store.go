@@ -18,13 +18,15 @@ type Store interface {
 type Saved struct {
 	Endpoints []Row
 	Records   []OwnRecord
-	Networks  map[overlay.NetworkID]Counter
+	Counters  map[overlay.NetworkID]Counter
+	Networks  []Grant // in which this node has a lease, as it knew them last
 }
 
 // Change is one durable step: rows to keep or drop, and the records that state it.
 type Change struct {
 	Network overlay.NetworkID
 	Counter Counter
+	Grant   *Grant // what is known of the network, if the disk does not have it yet
 	Record  OwnRecord
 	Put     *Row
 	Delete  overlay.EndpointID

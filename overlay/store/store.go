@@ -20,6 +20,7 @@ var (
 	endpoints = []byte("endpoints") // endpoint ID → agent.Row
 	records   = []byte("records")   // network ID + endpoint ID → agent.OwnRecord
 	counters  = []byte("counters")  // network ID → agent.Counter
+	networks  = []byte("networks")  // network ID → agent.Grant
 	single    = []byte("single")
 
 	keyVersion   = []byte("v")
@@ -55,7 +56,7 @@ func Open(path string) (*Store, error) {
 
 func (s *Store) prepare() error {
 	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{endpoints, records, counters, single} {
+		for _, b := range [][]byte{endpoints, records, counters, networks, single} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -79,7 +80,7 @@ func (s *Store) Close() error { return s.db.Close() }
 // Clear forgets everything: for a node that left its cluster.
 func (s *Store) Clear() error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{endpoints, records, counters, single} {
+		for _, b := range [][]byte{endpoints, records, counters, networks, single} {
 			if err := tx.DeleteBucket(b); err != nil {
 				return err
 			}
@@ -102,7 +103,7 @@ func put(tx *bbolt.Tx, bucket, key []byte, v any) error {
 
 // Load reads the node's own endpoints.
 func (s *Store) Load() (agent.Saved, error) {
-	out := agent.Saved{Networks: map[overlay.NetworkID]agent.Counter{}}
+	out := agent.Saved{Counters: map[overlay.NetworkID]agent.Counter{}}
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		return errors.Join(
 			tx.Bucket(endpoints).ForEach(func(_, b []byte) error {
@@ -121,7 +122,13 @@ func (s *Store) Load() (agent.Saved, error) {
 			tx.Bucket(counters).ForEach(func(k, b []byte) error {
 				var c agent.Counter
 				err := json.Unmarshal(b, &c)
-				out.Networks[overlay.NetworkID(k)] = c
+				out.Counters[overlay.NetworkID(k)] = c
+				return err
+			}),
+			tx.Bucket(networks).ForEach(func(_, b []byte) error {
+				var g agent.Grant
+				err := json.Unmarshal(b, &g)
+				out.Networks = append(out.Networks, g)
 				return err
 			}))
 	})
@@ -150,6 +157,11 @@ func (s *Store) Save(c agent.Change) error {
 		if err := put(tx, records, []byte(string(c.Network)+string(c.Record.Endpoint)), c.Record); err != nil {
 			return err
 		}
+		if c.Grant != nil {
+			if err := put(tx, networks, []byte(c.Network), c.Grant); err != nil {
+				return err
+			}
+		}
 		return raise(tx, c.Network, c.Counter)
 	})
 	if err != nil {
@@ -173,8 +185,10 @@ func raise(tx *bbolt.Tx, id overlay.NetworkID, c agent.Counter) error {
 }
 
 func forget(tx *bbolt.Tx, id overlay.NetworkID) error {
-	if err := tx.Bucket(counters).Delete([]byte(id)); err != nil {
-		return err
+	for _, b := range [][]byte{counters, networks} {
+		if err := tx.Bucket(b).Delete([]byte(id)); err != nil {
+			return err
+		}
 	}
 	var drop [][2][]byte
 	_ = tx.Bucket(records).ForEach(func(k, _ []byte) error {
