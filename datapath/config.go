@@ -137,6 +137,9 @@ type Filter struct {
 	Port    uint16
 	MinVNI  uint32
 	Allowed []Allow
+
+	// Partial says that Allowed may lack members: those that are there and not wanted stay.
+	Partial bool
 }
 
 // Allow is one member of the allow-set.

@@ -84,6 +84,9 @@ func (d *differ) delFilter() {
 	if have.Port != want.Port || have.MinVNI != want.MinVNI || len(have.Allowed) == 0 {
 		return // made anew by addFilter
 	}
+	if want.Partial {
+		return
+	}
 	keep := make(map[Allow]bool, len(want.Allowed))
 	for _, a := range want.Allowed {
 		keep[a] = true
@@ -300,14 +303,17 @@ func (d *differ) delRows() {
 	if d.fdb == len(d.have.FDB) && d.neighbors == len(d.have.Neighbors) {
 		return
 	}
-	stays := d.staying()
+	stays, partial := d.staying(), map[NS]bool{}
+	for _, n := range d.want.Namespaces {
+		partial[n.NS()] = n.Partial
+	}
 	for _, f := range unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB) {
-		if stays(f.NS, f.Link) {
+		if stays(f.NS, f.Link) && !partial[f.NS] {
 			d.do(DelFDB{f})
 		}
 	}
 	for _, n := range unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors) {
-		if stays(n.NS, n.Link) && !d.neighborGone(n) {
+		if stays(n.NS, n.Link) && !partial[n.NS] && !d.neighborGone(n) {
 			d.do(DelNeighbor{n})
 		}
 	}
@@ -343,7 +349,9 @@ func (d *differ) delLinks() {
 	ending := d.endingNS()
 	var del []Link
 	for k, l := range d.have.Links {
-		if d.links[k] == nil && !d.deleted[k] && !ending[k.NS] {
+		// The links of a namespace end with it, some time after its name. A far end that others
+		// see must be gone when the operation returns.
+		if d.links[k] == nil && !d.deleted[k] && (!ending[k.NS] || l.Kind == Veth && l.Peer.Name != "" && !ending[l.Peer.NS]) {
 			del = append(del, l.Link)
 		}
 	}

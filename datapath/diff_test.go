@@ -195,3 +195,50 @@ func BenchmarkDiff(b *testing.B) {
 		})
 	}
 }
+
+// After a start a node does not know all entries yet. What it does not want stays until it
+// does; what it wants is added and changed.
+func TestDiffOfPartialKnowledge(t *testing.T) {
+	ns := datapath.Namespace{Name: "heddle-n1", Owner: "n1"}
+	dev := datapath.Link{NS: ns.NS(), Name: "vxlan0", Owner: "n1", Kind: datapath.VXLAN, MTU: 1450, VXLAN: datapath.VXLANAttr{VNI: 1 << 23, Port: 4789, Local: netip.MustParseAddr("192.0.2.1")}}
+	vtep := netip.MustParseAddr("192.0.2.2")
+	entry := func(last byte, to string) datapath.FDBEntry {
+		return datapath.FDBEntry{NS: ns.NS(), Link: dev.Name, MAC: datapath.MAC{2, 0, 0, 0, 0, last}, VTEP: netip.MustParseAddr(to), Owner: "e"}
+	}
+	neighbor := datapath.Neighbor{NS: ns.NS(), Link: dev.Name, IP: netip.MustParseAddr("10.0.0.9"), MAC: datapath.MAC{2, 0, 0, 0, 0, 9}, Owner: "e"}
+	config := func(partial bool) *datapath.Config {
+		n := ns
+		n.Partial = partial
+		return &datapath.Config{Namespaces: []datapath.Namespace{n}, Links: []datapath.Link{dev},
+			Filter: datapath.Filter{Port: 4789, MinVNI: 1 << 23, Partial: partial, Allowed: []datapath.Allow{{netip.MustParseAddr("192.0.2.3"), 1 << 23}}}}
+	}
+	full := config(false)
+	full.FDB, full.Neighbors = []datapath.FDBEntry{entry(1, "192.0.2.2"), entry(2, "192.0.2.2")}, []datapath.Neighbor{neighbor}
+	full.Filter.Allowed = append(full.Filter.Allowed, datapath.Allow{vtep, 1 << 23})
+	have := datapath.NewState()
+	for _, op := range datapath.Diff(have, full) {
+		have.Apply(op)
+	}
+	partial := config(true)
+	partial.FDB = []datapath.FDBEntry{entry(2, "192.0.2.3"), entry(3, "192.0.2.3")} // one moved, one more
+	for _, op := range datapath.Diff(have, partial) {
+		switch op.(type) {
+		case datapath.DelFDB, datapath.DelNeighbor, datapath.DelAllow:
+			t.Errorf("partial knowledge led to %v", op)
+		}
+		have.Apply(op)
+	}
+	if len(have.FDB) != 3 || have.FDB[entry(2, "192.0.2.3").Key()].VTEP != netip.MustParseAddr("192.0.2.3") {
+		t.Errorf("entries: %v", have.FDB)
+	}
+	if ops := datapath.Diff(have, partial); len(ops) > 0 {
+		t.Errorf("a second time there is still %v to do", ops)
+	}
+	partial.Namespaces[0].Partial, partial.Filter.Partial = false, false
+	for _, op := range datapath.Diff(have, partial) {
+		have.Apply(op)
+	}
+	if len(have.FDB) != 2 || len(have.Neighbors) != 0 || len(have.Filter.Allowed) != 1 {
+		t.Errorf("with whole knowledge %v %v %v are left", have.FDB, have.Neighbors, have.Filter.Allowed)
+	}
+}

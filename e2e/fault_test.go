@@ -235,38 +235,42 @@ func TestAttachWorksWithPacketLoss(t *testing.T) {
 	})
 }
 
-// What is changed by hand is repaired.
+// What is changed by hand is repaired by the slow sweep, at the latest.
 func TestTheKernelIsRepaired(t *testing.T) {
 	w := start(t, cluster.Config{Managers: 1, Workers: 1})
 	a, b := w.Host(1), w.Host(2)
-	w.ok(a, "network", "create", "net", "--ipv6")
-	onA := w.attach(a, "a", "net")
-	w.attach(b, "b", "net")
-	var n []cluster.Network
-	w.decode(b, &n, "network", "inspect", "net")
-	for _, c := range []struct{ name, args string }{
-		{"a forwarding entry", "bridge fdb del " + onA.MAC + " dev " + n[0].Device + " self"},
-		{"a forwarding entry of the bridge", "bridge fdb del " + onA.MAC + " dev " + n[0].Device + " master"},
-		{"a neighbour", "ip neigh del " + onA.IPv4.Addr().String() + " dev " + n[0].Bridge},
-		{"the VXLAN device", "ip link del " + n[0].Device},
-		{"the bridge", "ip link del " + n[0].Bridge},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := w
-			w.t = t
-			if err := b.Run(t.Context(), in(n[0].Namespace, strings.Fields(c.args))...); err != nil {
+	w.ok(a, "network", "create", "one", "--ipv6")
+	w.ok(a, "network", "create", "two", "--ipv6")
+	const sweep = 35 * time.Second
+	for _, net := range []string{"one", "two"} {
+		onA := w.attach(a, "a-"+net, net)
+		w.attach(b, "b-"+net, net)
+		var n []cluster.Network
+		w.decode(b, &n, "network", "inspect", net)
+		damage := map[string][]string{
+			"one": {
+				"bridge fdb del " + onA.MAC + " dev " + n[0].Device + " self",
+				"bridge fdb del " + onA.MAC + " dev " + n[0].Device + " master",
+				"ip neigh del " + onA.IPv4.Addr().String() + " dev " + n[0].Bridge,
+			},
+			"two": {"ip link del " + n[0].Device, "ip link del " + n[0].Bridge},
+		}
+		for _, args := range damage[net] {
+			if err := b.Run(t.Context(), in(n[0].Namespace, strings.Fields(args))...); err != nil {
 				t.Fatal(err)
 			}
-			w.soon(3*time.Second, "repaired", func(ctx context.Context) error {
-				out, err := b.Output(ctx, in(n[0].Namespace, []string{"sh", "-c", "bridge fdb show dev " + n[0].Device + "; ip neigh show nud permanent"})...)
-				if err == nil && strings.Count(out, onA.MAC) != 4 {
-					err = fmt.Errorf("%s", out)
-				}
-				return err
-			})
-			for _, to := range addrs(onA) {
-				w.soon(3*time.Second, "traffic", func(context.Context) error { return w.ping(b, "b", to) })
+		}
+		defer w.soon(sweep, "repaired "+net, func(ctx context.Context) error {
+			out, err := b.Output(ctx, in(n[0].Namespace, []string{"sh", "-c", "bridge fdb show dev " + n[0].Device + "; ip neigh show nud permanent"})...)
+			if err == nil && strings.Count(out, onA.MAC) != 4 {
+				return fmt.Errorf("%s", out)
 			}
+			for _, to := range addrs(onA) {
+				if err == nil {
+					err = w.ping(b, "b-"+net, to)
+				}
+			}
+			return err
 		})
 	}
 }

@@ -23,7 +23,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Run(context.Background(), "ip", "netns", "del", "occupied")
-	if err := h.Run(t.Context(), in("occupied", []string{"ip", "link", "add", "eth0", "type", "dummy"})...); err != nil {
+	if err := h.Run(t.Context(), in("occupied", []string{"ip", "link", "add", "eth0", "type", "bridge"})...); err != nil {
 		t.Fatal(err)
 	}
 	long := strings.Repeat("n", 64)

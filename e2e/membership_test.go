@@ -32,8 +32,8 @@ func TestTokens(t *testing.T) {
 	}
 	w.refused(a, 1, []string{"token"}, "join", addr, "--token", good[:len(good)-1]+string(other))
 
-	expired := w.ok(h, "token", "create", "worker", "-q", "--ttl", "1ms")
-	time.Sleep(5 * time.Millisecond) // the token's life, not a wait for others
+	expired := w.ok(h, "token", "create", "worker", "-q", "--ttl", "1s")
+	<-time.After(1100 * time.Millisecond) // the token's life, not a wait for others
 	w.refused(a, 1, []string{"token", "expired", "token create"}, "join", addr, "--token", expired)
 
 	once := w.ok(h, "token", "create", "worker", "-q", "--uses", "1")

@@ -26,6 +26,9 @@ func (c *cli) daemonCmd() *cobra.Command {
 	fs.Uint16Var(&d.ControlPort, "control-port", def.ControlPort, "TCP `port` of the managers")
 	fs.Uint16Var(&d.GossipPort, "gossip-port", def.GossipPort, "TCP and UDP `port` of gossip")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := mayRun(); err != nil {
+			return err
+		}
 		d.Socket = c.socket
 		cfg, err := d.config(func(flag string) bool {
 			return fs.Changed(flag) || flag == "socket" && c.env("HEDDLE_SOCKET") != ""

@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -127,9 +128,11 @@ func New(c Config) (*Agent, error) {
 	for _, g := range saved.Networks {
 		a.know(g.Network, g.Leases, g.Revision).saved = g.Revision
 	}
+	slices.SortFunc(saved.Records, func(x, y OwnRecord) int { return number(x.Signed).Compare(number(y.Signed)) })
 	for _, r := range saved.Records {
 		n := a.network(r.Network)
 		n.own[r.Endpoint] = r.Signed
+		n.release(r.Released)
 	}
 	return a, nil
 }
@@ -241,9 +244,19 @@ func (a *Agent) view() plan.View {
 			continue
 		}
 		v.Networks[e.Network] = n.def
-		v.Participants[e.Network] = n.participants()
 		v.Remote[e.Network] = a.Peers.Claims(e.Network)
+		v.Participants[e.Network] = with(n.participants(), v.Remote[e.Network])
 		v.Partial[e.Network] = !n.synced
 	}
 	return v
+}
+
+// with adds the owners of claims to the participants: the lease that came with a claim may
+// be here before the facts that tell of it.
+func with(participants []overlay.NodeID, claims []overlay.Claim) []overlay.NodeID {
+	for _, c := range claims {
+		participants = append(participants, c.Record.Owner)
+	}
+	slices.Sort(participants)
+	return slices.Compact(participants)
 }

@@ -361,7 +361,9 @@ func TestRestart(t *testing.T) {
 	if len(w.published) != 2 {
 		t.Errorf("%d records stated again, want the endpoint and the tombstone", len(w.published))
 	}
-	attach(t, a, "new")
+	if e := attach(t, a, "new"); e.IPv4.String() != "10.20.0.4/24" {
+		t.Errorf("the new endpoint has %s, want one that was not given back just before", e.IPv4)
+	}
 	var r overlay.Record
 	if err := w.published[2].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 4 {
 		t.Errorf("the next change has number %d (%v), want 4", r.Number, err)

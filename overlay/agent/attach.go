@@ -267,7 +267,7 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	saved := make(chan error, 1)
 	go func() { // ends before realise does
 		err := a.Store.Save(Change{Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
-			Record: OwnRecord{at.row.Network, at.row.ID, at.record}})
+			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record}})
 		if err == nil {
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()

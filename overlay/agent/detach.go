@@ -52,12 +52,9 @@ func (a *Agent) remove(ctx context.Context, e *endpoint) error {
 		}
 		delete(a.endpoints, e.ID)
 		n := a.network(e.Network)
-		n.clock++
-		for _, ip := range e.IPs {
-			n.used[ip] = n.clock
-		}
+		n.release(e.IPs)
 		c = Change{Network: e.Network, Delete: e.ID}
-		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID}
+		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID, Released: e.IPs}
 		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
 		c.Counter, lease = n.Counter, n.leases[a.Self]
 		gen = a.replan()

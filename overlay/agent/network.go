@@ -45,6 +45,15 @@ func (a *Agent) network(id overlay.NetworkID) *network {
 	return n
 }
 
+// release puts addresses behind all others that are free: whoever talked to them may still
+// remember their MAC.
+func (n *network) release(ips []netip.Addr) {
+	n.clock++
+	for _, ip := range ips {
+		n.used[ip] = n.clock
+	}
+}
+
 func (n *network) participants() []overlay.NodeID { return slices.Sorted(maps.Keys(n.leases)) }
 
 // know takes over a definition and its leases, unless it has newer ones. In the loop.

@@ -44,6 +44,7 @@ type OwnRecord struct {
 	Network  overlay.NetworkID  `json:"network"`
 	Endpoint overlay.EndpointID `json:"endpoint"`
 	Signed   overlay.Signed     `json:"signed"`
+	Released []netip.Addr       `json:"released,omitempty"` // by a tombstone: not to be taken again soon
 }
 
 // Row is one of the node's own endpoints as its disk keeps it.

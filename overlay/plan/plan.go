@@ -59,6 +59,7 @@ func Build(v View) datapath.Config {
 			}
 		}
 		vxlan(&c, v, n, eps)
+		c.Filter.Partial = c.Filter.Partial || v.Partial[id]
 	}
 	if len(c.Filter.Allowed) == 0 && len(c.Links) == 0 {
 		c.Filter = datapath.Filter{} // nothing to guard

@@ -43,14 +43,22 @@ type Daemon struct {
 	member *member // nil in no cluster
 }
 
+// Privileged refuses to run without the rights that a daemon needs.
+func Privileged() error {
+	if os.Geteuid() != 0 {
+		return overlay.Errorf(overlay.Denied, "the daemon changes the kernel's network and needs root; run it with sudo, or as the systemd unit heddle.service")
+	}
+	return nil
+}
+
 // Run is the daemon, until ctx ends. It leaves the kernel's state as it is, so that traffic
 // goes on.
 func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return overlay.Errorf(overlay.Denied, "the daemon changes the kernel's network and needs root; run it with sudo, or as the systemd unit heddle.service")
+	if err := Privileged(); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return overlay.Errorf(overlay.Internal, "make the data directory: %w", err)
