@@ -60,8 +60,10 @@ var _ api.Backend = (*Manager)(nil)
 func Open(c Config) (*Manager, error) {
 	m := &Manager{Config: c, state: state.New()}
 	var err error
-	m.raft, err = raftnode.Open(raftnode.Config{Self: c.Self, Dir: c.Dir, State: machine{m.state}, Credentials: c.Credentials,
-		Listen: func() net.Listener { return c.Port.Listener(pki.ALPNRaft) }, Address: m.address, Log: c.Log})
+	m.raft, err = raftnode.Open(raftnode.Config{
+		Self: c.Self, Dir: c.Dir, State: machine{m.state}, Credentials: c.Credentials,
+		Listen: func() net.Listener { return c.Port.Listener(pki.ALPNRaft) }, Address: m.address, Log: c.Log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -113,9 +115,11 @@ func Found(id pki.Identity, f Founding, now time.Time) (*Founded, error) {
 	signing, gossip := make([]byte, ed25519.SeedSize), make([]byte, 32)
 	_, _ = rand.Read(signing)
 	_, _ = rand.Read(gossip)
-	return &Founded{id, state.Init{Place: place, Params: f.Params, CA: ca.Cert.Raw, CAKey: ca.Key,
+	return &Founded{id, state.Init{
+		Place: place, Params: f.Params, CA: ca.Cert.Raw, CAKey: ca.Key,
 		SigningKeys: [][]byte{signing}, GossipKeys: [][]byte{gossip},
-		Node: state.NewNode{ID: id.Node, Key: id.Public(), Name: f.Name, Control: f.Control, Gossip: f.Gossip}}}, nil
+		Node: state.NewNode{ID: id.Node, Key: id.Public(), Name: f.Name, Control: f.Control, Gossip: f.Gossip},
+	}}, nil
 }
 
 // Bootstrap makes this manager the first of a fresh cluster. It is called between Open and Run;

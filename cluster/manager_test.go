@@ -158,8 +158,10 @@ func (h *host) role(run func(context.Context)) {
 
 func (h *host) openManager() {
 	var err error
-	h.manager, err = Open(Config{Self: h.id.Node, Dir: h.dir, Credentials: h.cred, Port: h.port, Client: h.client,
-		Observer: h.view, Hello: hello, Now: func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }, Log: logger()})
+	h.manager, err = Open(Config{
+		Self: h.id.Node, Dir: h.dir, Credentials: h.cred, Port: h.port, Client: h.client,
+		Observer: h.view, Hello: hello, Now: func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }, Log: logger(),
+	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -178,8 +180,10 @@ func (h *host) runWorker() {
 	h.role(func(ctx context.Context) { _ = ServeWorker(ctx, h.port, h.cred, hello, logger()) })
 }
 
-var params = overlay.Params{DataPathPort: 4789, PoolBits4: 24, PoolBits6: 64,
-	Pools: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/11"), netip.MustParsePrefix("fd12:3456:789a::/48")}}
+var params = overlay.Params{
+	DataPathPort: 4789, PoolBits4: 24, PoolBits6: 64,
+	Pools: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/11"), netip.MustParsePrefix("fd12:3456:789a::/48")},
+}
 
 var anyPort = netip.MustParseAddrPort("127.0.0.1:0")
 

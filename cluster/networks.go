@@ -104,8 +104,10 @@ func (m *Manager) endpoints(v *state.View, n overlay.Network) []overlay.Endpoint
 		if c.Record.Deleted || !known {
 			continue
 		}
-		e := overlay.Endpoint{ID: c.Record.Endpoint, Name: c.Record.Workload, Node: node.ID, NodeName: node.Name, NetworkID: n.ID, NetworkName: n.Name,
-			MAC: c.Record.MAC, State: overlay.EndpointReady, Service: c.Record.Service, Labels: c.Record.Labels}
+		e := overlay.Endpoint{
+			ID: c.Record.Endpoint, Name: c.Record.Workload, Node: node.ID, NodeName: node.Name, NetworkID: n.ID, NetworkName: n.Name,
+			MAC: c.Record.MAC, State: overlay.EndpointReady, Service: c.Record.Service, Labels: c.Record.Labels,
+		}
 		if len(c.Record.Names) > 1 {
 			e.Aliases = c.Record.Names[1:] // the first is the workload's own
 		}
@@ -124,8 +126,10 @@ func (m *Manager) endpoints(v *state.View, n overlay.Network) []overlay.Endpoint
 }
 
 func (m *Manager) networkRow(v *state.View, n overlay.Network) overlay.NetworkRow {
-	r := overlay.NetworkRow{ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: "cluster", VNI: n.VNI, EnableIPv4: n.IPv4, EnableIPv6: n.IPv6,
-		Internal: n.Internal, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: m.endpoints(v, n), Participants: []overlay.ParticipantRow{}}
+	r := overlay.NetworkRow{
+		ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: "cluster", VNI: n.VNI, EnableIPv4: n.IPv4, EnableIPv6: n.IPv6,
+		Internal: n.Internal, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: m.endpoints(v, n), Participants: []overlay.ParticipantRow{},
+	}
 	for _, s := range n.Subnets {
 		r.IPAM.Config = append(r.IPAM.Config, overlay.IPAMConfigRow{Subnet: s.Prefix, Gateway: s.Gateway, IPRange: s.Range, AuxiliaryAddresses: s.Aux})
 	}

@@ -22,8 +22,10 @@ func (m *Manager) Join(ctx context.Context, r api.JoinRequest) (reply api.JoinRe
 	if copy(t.Secret[:], r.Secret) != len(t.Secret) || len(r.Secret) != len(t.Secret) {
 		return reply, overlay.Errorf(overlay.Invalid, "the join request holds no token")
 	}
-	res, err := propose[state.NodeResult](ctx, m, "join", state.Join{Token: t.Hash(), Now: m.Now().Unix(),
-		Node: state.NewNode{ID: r.Node, Key: r.Key, Name: r.Name, Control: r.Control, Gossip: r.Gossip}})
+	res, err := propose[state.NodeResult](ctx, m, "join", state.Join{
+		Token: t.Hash(), Now: m.Now().Unix(),
+		Node: state.NewNode{ID: r.Node, Key: r.Key, Name: r.Name, Control: r.Control, Gossip: r.Gossip},
+	})
 	if err != nil {
 		return reply, err
 	}

@@ -209,8 +209,10 @@ func TestDiffOfPartialKnowledge(t *testing.T) {
 	config := func(partial bool) *datapath.Config {
 		n := ns
 		n.Partial = partial
-		return &datapath.Config{Namespaces: []datapath.Namespace{n}, Links: []datapath.Link{dev},
-			Filter: datapath.Filter{Port: 4789, MinVNI: 1 << 23, Partial: partial, Allowed: []datapath.Allow{{netip.MustParseAddr("192.0.2.3"), 1 << 23}}}}
+		return &datapath.Config{
+			Namespaces: []datapath.Namespace{n}, Links: []datapath.Link{dev},
+			Filter: datapath.Filter{Port: 4789, MinVNI: 1 << 23, Partial: partial, Allowed: []datapath.Allow{{netip.MustParseAddr("192.0.2.3"), 1 << 23}}},
+		}
 	}
 	full := config(false)
 	full.FDB, full.Neighbors = []datapath.FDBEntry{entry(1, "192.0.2.2"), entry(2, "192.0.2.2")}, []datapath.Neighbor{neighbor}

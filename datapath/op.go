@@ -99,12 +99,15 @@ func (o DelLink) String() string      { return "delete link " + o.text() }
 func (o SetAddress) String() string {
 	return fmt.Sprintf("set address %s/%s %s", o.NS, o.Link, o.Prefix)
 }
+
 func (o DelAddress) String() string {
 	return fmt.Sprintf("delete address %s/%s %s", o.NS, o.Link, o.Prefix)
 }
+
 func (o SetNeighbor) String() string {
 	return fmt.Sprintf("set neighbor %s/%s %s %s", o.NS, o.Link, o.IP, o.MAC)
 }
+
 func (o DelNeighbor) String() string {
 	return fmt.Sprintf("delete neighbor %s/%s %s", o.NS, o.Link, o.IP)
 }
@@ -140,6 +143,7 @@ func (o AddAllow) apply(s *State) {
 		s.Filter.Allowed[a] = true
 	}
 }
+
 func (o DelAllow) apply(s *State) {
 	for _, a := range o.Allowed {
 		delete(s.Filter.Allowed, a)

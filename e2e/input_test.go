@@ -19,6 +19,7 @@ func TestBadInput(t *testing.T) {
 	h := w.Host(4)
 	net := w.network(h, "--subnet", "10.30.0.0/24")
 	w.attach(h, "taken", net)
+	far := w.attach(w.Host(5), "far", net)
 	if err := h.Run(t.Context(), "ip", "netns", "add", "occupied"); err != nil {
 		t.Fatal(err)
 	}
@@ -41,26 +42,26 @@ func TestBadInput(t *testing.T) {
 		{"detach an unknown workload", 1, "detach nobody", []string{"nobody"}},
 		{"a network name that is taken", 1, "network create " + net, []string{net, "another name|taken|exists"}},
 		{"a malformed CIDR", 2, "network create n --subnet 10.1.0.0/33", []string{"10.1.0.0/33"}},
-		{"a subnet with host bits", 1, "network create n --subnet 10.1.0.1/24", []string{"10.1.0.0/24"}},
-		{"subnets that overlap", 1, "network create n --subnet 10.1.0.0/16 --subnet 10.1.2.0/24", []string{"overlap"}},
-		{"an unknown driver", 1, "network create n -d swarm", []string{"swarm", "overlay"}},
-		{"an unknown option", 1, "network create n -o speed=9", []string{"speed"}},
-		{"an MTU that is none", 1, "network create n -o mtu=big", []string{"mtu"}},
-		{"no family at all", 1, "network create n --ipv4=false", []string{"--ipv6"}},
+		{"a subnet with host bits", 2, "network create n --subnet 10.1.0.1/24", []string{"10.1.0.0/24"}},
+		{"subnets that overlap", 2, "network create n --subnet 10.1.0.0/16 --subnet 10.1.2.0/24", []string{"overlap"}},
+		{"an unknown driver", 2, "network create n -d swarm", []string{"swarm", "overlay"}},
+		{"an unknown option", 2, "network create n -o speed=9", []string{"speed"}},
+		{"an MTU that is none", 2, "network create n -o mtu=big", []string{"mtu"}},
+		{"no family at all", 2, "network create n --ipv4=false", []string{"--ipv6"}},
 		{"a network name of 64 characters", 2, "network create " + long, []string{"63"}},
 		{"a network name with a slash", 2, "network create a/b", []string{"a/b"}},
 		{"a workload name of 64 characters", 2, "attach " + long + " --network " + net, []string{"63"}},
 		{"a workload name with a space", 2, "attach a!b --network " + net, []string{"a!b"}},
 		{"an address outside the subnet", 1, "attach a --network " + net + " --ip 203.0.113.9", []string{"203.0.113.9"}},
-		{"an address outside the lease", 1, "attach a --network " + net + " --ip 10.30.0.250", []string{"10.30.0.250"}},
+		{"an address in another node's lease", 1, "attach a --network " + net + " --ip " + far.IPv4.Addr().String(), []string{far.IPv4.Addr().String(), "n5"}},
 		{"an address that is none", 2, "attach a --network " + net + " --ip 10.1", []string{"10.1"}},
 		{"an IPv6 address in an IPv4 network", 1, "attach a --network " + net + " --ip6 fd00::7", []string{"fd00::7|IPv6"}},
-		{"a group MAC", 1, "attach a --network " + net + " --mac 01:00:5e:00:00:01", []string{"01:00:5e:00:00:01"}},
+		{"a group MAC", 2, "attach a --network " + net + " --mac 01:00:5e:00:00:01", []string{"01:00:5e:00:00:01"}},
 		{"a namespace that does not exist", 1, "attach a --network " + net + " --netns /run/netns/none", []string{"/run/netns/none"}},
 		{"a file that is no namespace", 1, "attach a --network " + net + " --netns /etc/hostname", []string{"/etc/hostname"}},
 		{"a process that does not exist", 1, "attach a --network " + net + " --pid 999999", []string{"999999"}},
 		{"a foreign link with our name", 1, "attach a --network " + net + " --netns /run/netns/occupied --ifname eth0", []string{"eth0"}},
-		{"two targets", 1, "attach a --network " + net + " --netns occupied --pid 1", []string{"--netns", "--pid"}},
+		{"two targets", 2, "attach a --network " + net + " --netns occupied --pid 1", []string{"--netns", "--pid"}},
 		{"a second init", 1, "init", []string{"cluster", "leave"}},
 		{"a second join", 1, "join 192.168.77.1 --token HDL1-x", []string{""}},
 		{"an unknown verb", 2, "netwrok ls", []string{"netwrok"}},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +54,52 @@ func (n *Node) exchangeOnTimer(ctx context.Context) {
 			}
 		}
 		pause.Stop()
+	}
+}
+
+// catchUp exchanges with nodes that missed a push until they answer: after a cut the two
+// sides know of each other as soon as packets pass again.
+func (n *Node) catchUp(ctx context.Context) {
+	tick := time.NewTicker(catchUpEvery)
+	defer tick.Stop()
+	var g errgroup.Group
+	g.SetLimit(catchUpWidth)
+	defer func() { _ = g.Wait() }()
+	var mu sync.Mutex
+	busy := map[overlay.NodeID]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		n.mu.Lock()
+		late := slices.Collect(maps.Keys(n.behind))
+		n.mu.Unlock()
+		for _, id := range late {
+			mu.Lock()
+			again := busy[id]
+			mu.Unlock()
+			if again {
+				continue
+			}
+			g.TryGo(func() error {
+				mu.Lock()
+				busy[id] = true
+				mu.Unlock()
+				try, cancel := context.WithTimeout(ctx, catchUpTime)
+				defer cancel()
+				if n.exchange(try, id) == nil {
+					n.mu.Lock()
+					delete(n.behind, id)
+					n.mu.Unlock()
+				}
+				mu.Lock()
+				delete(busy, id)
+				mu.Unlock()
+				return nil
+			})
+		}
 	}
 }
 

@@ -65,6 +65,7 @@ type Node struct {
 	lastPush uint64
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
+	behind   map[overlay.NodeID]bool // nodes that missed a push
 	counters map[string]uint64
 	revision uint64 // counts changes of the table
 	applied  uint64 // the revision that the kernel has, by Applied
@@ -97,6 +98,9 @@ type push struct {
 const (
 	exchangeEvery = 10 * time.Second
 	exchangeTime  = 10 * time.Second
+	catchUpEvery  = 250 * time.Millisecond // tries to bring up nodes that missed a push
+	catchUpTime   = time.Second
+	catchUpWidth  = 16
 	inboxSize     = 4096
 	maxOwed       = 4096
 )
@@ -104,11 +108,13 @@ const (
 // New opens the port and prepares membership. It starts nothing but what reads the port;
 // Run or Close must follow.
 func New(c Config) (*Node, error) {
-	n := &Node{Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
+	n := &Node{
+		Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, counters: map[string]uint64{}}
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+	}
 	var err error
 	if n.keys, err = memberlist.NewKeyring(nil, c.Keys[0]); err != nil {
 		return nil, fmt.Errorf("gossip keys: %w", err)
@@ -136,6 +142,7 @@ func (n *Node) listConfig() *memberlist.Config {
 	c.BindPort = c.AdvertisePort
 	c.Delegate, c.Events, c.Alive, c.Ping, c.Conflict = delegate{n}, delegate{n}, delegate{n}, delegate{n}, delegate{n}
 	c.DeadNodeReclaimTime = time.Second // a node that comes back elsewhere proves itself by its record
+	c.TCPTimeout = 2 * time.Second
 	c.EnableCompression = false
 	c.Logger = log.New(levels{n.Log}, "", 0)
 	return c
@@ -153,6 +160,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { n.serveExchanges(ctx); return nil })
 	g.Go(func() error { n.exchangeOnTimer(ctx); return nil })
+	g.Go(func() error { n.catchUp(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		return n.Close()
@@ -168,19 +176,10 @@ func (n *Node) Close() error {
 	return n.wire.Shutdown()
 }
 
-// Join makes contact with any of the addresses, which are tried together with those of the
-// node records that are known.
+// Join makes contact with the first of the addresses that answers.
 func (n *Node) Join(ctx context.Context, addrs []netip.AddrPort) error {
-	n.mu.Lock()
-	for id, h := range n.nodes {
-		if id != n.Self {
-			addrs = append(addrs, h.record.Gossip)
-		}
-	}
-	n.mu.Unlock()
-	slices.SortFunc(addrs, netip.AddrPort.Compare)
 	var last error
-	for _, a := range slices.Compact(addrs) {
+	for _, a := range addrs {
 		if ctx.Err() != nil || a == n.wire.advertise {
 			continue
 		}

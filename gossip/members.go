@@ -112,8 +112,10 @@ func (n *Node) Peers() []overlay.PeerStatus {
 		if id == n.Self {
 			continue
 		}
-		p := overlay.PeerStatus{Node: id, Name: h.record.Name, Addr: h.record.Gossip.String(), State: "unknown",
-			LastProbe: n.probes[id].at, RTT: n.probes[id].rtt}
+		p := overlay.PeerStatus{
+			Node: id, Name: h.record.Name, Addr: h.record.Gossip.String(), State: "unknown",
+			LastProbe: n.probes[id].at, RTT: n.probes[id].rtt,
+		}
 		state, member := alive[id]
 		switch {
 		case member && state == memberlist.StateSuspect:

@@ -61,8 +61,10 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 		delete(n.pending, id)
 		n.mu.Unlock()
 	}()
-	f := frame{V: version, Kind: kindPush, From: n.Self, ID: id,
-		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}}}
+	f := frame{
+		V: version, Kind: kindPush, From: n.Self, ID: id,
+		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}},
+	}
 	return n.deliver(ctx, p, f)
 }
 
@@ -92,7 +94,13 @@ func (n *Node) deliver(ctx context.Context, p *push, f frame) ([]overlay.NodeID,
 			return nil, nil
 		case <-ctx.Done():
 			again.Stop()
-			return n.waiting(p), nil
+			silent := n.waiting(p)
+			n.mu.Lock()
+			for _, id := range silent {
+				n.behind[id] = true
+			}
+			n.mu.Unlock()
+			return silent, nil
 		case <-again.C:
 		}
 	}
@@ -337,6 +345,7 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	}
 	n.removals[r.Node] = s
 	delete(n.nodes, r.Node)
+	delete(n.behind, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
 	n.changes()

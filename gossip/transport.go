@@ -63,9 +63,11 @@ func listen(bind, advertise netip.AddrPort, server *tls.Config, client func(over
 	if advertise.Port() == 0 {
 		advertise = netip.AddrPortFrom(advertise.Addr(), bind.Port())
 	}
-	t := &transport{udp: udp, tcp: tcp, advertise: advertise, server: server, client: client, log: log,
+	t := &transport{
+		udp: udp, tcp: tcp, advertise: advertise, server: server, client: client, log: log,
 		packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn), syncs: make(chan *tls.Conn),
-		slots: make(chan struct{}, maxHandshakes), closed: make(chan struct{})}
+		slots: make(chan struct{}, maxHandshakes), closed: make(chan struct{}),
+	}
 	t.running.Go(t.readPackets)
 	t.running.Go(t.accept)
 	return t, nil

@@ -34,8 +34,10 @@ func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func lease() Lease {
-	return Lease{V: 1, Place: place, Network: blueID, Node: nodeA, Key: pub32("a"), Index: 9,
-		Grants: []Grant{{addr("10.1.0.2"), addr("10.1.0.9"), 7}, {addr("fd00::2"), addr("fd00::9"), 7}, {addr("10.1.0.20"), addr("10.1.0.20"), 9}}}
+	return Lease{
+		V: 1, Place: place, Network: blueID, Node: nodeA, Key: pub32("a"), Index: 9,
+		Grants: []Grant{{addr("10.1.0.2"), addr("10.1.0.9"), 7}, {addr("fd00::2"), addr("fd00::9"), 7}, {addr("10.1.0.20"), addr("10.1.0.20"), 9}},
+	}
 }
 
 func identity() Identity {
@@ -43,15 +45,19 @@ func identity() Identity {
 }
 
 func nodeRecord() NodeRecord {
-	return NodeRecord{V: 1, Place: place, Node: nodeA, Number: 5, Name: "a", Control: netip.MustParseAddrPort("192.0.2.1:5377"),
+	return NodeRecord{
+		V: 1, Place: place, Node: nodeA, Number: 5, Name: "a", Control: netip.MustParseAddrPort("192.0.2.1:5377"),
 		Gossip: netip.MustParseAddrPort("192.0.2.1:5378"), DataPath4: addr("192.0.2.1"), DataPath6: addr("2001:db8::1"), MTU: 1500,
-		Hello: Hello{Version: "0.1.0", Reads: map[string]Range{"record": {1, 1}}}}
+		Hello: Hello{Version: "0.1.0", Reads: map[string]Range{"record": {1, 1}}},
+	}
 }
 
 func record() Record {
-	return Record{V: 1, Place: place, Network: blueID, Endpoint: webID, Owner: nodeA, Incarnation: 1, Number: 4, Workload: "web",
+	return Record{
+		V: 1, Place: place, Network: blueID, Endpoint: webID, Owner: nodeA, Incarnation: 1, Number: 4, Workload: "web",
 		MAC: MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Addr{addr("10.1.0.2"), addr("fd00::2")}, Names: []string{"web", "www"}, Service: "shop",
-		Labels: map[string]string{"tier": "front"}, Health: "ok", Lease: strings.Repeat("0", 64)}
+		Labels: map[string]string{"tier": "front"}, Health: "ok", Lease: strings.Repeat("0", 64),
+	}
 }
 
 func tombstone() Record {

@@ -56,24 +56,30 @@ func (s *stub) Join(context.Context, JoinRequest) (r JoinReply, _ error) { retur
 func (s *stub) Network(context.Context, string) (r overlay.NetworkRow, _ error) {
 	return r, nil
 }
+
 func (s *stub) CreateNetwork(context.Context, overlay.NetworkSpec) (r overlay.NetworkRow, _ error) {
 	return r, nil
 }
+
 func (s *stub) UpdateNode(context.Context, string, overlay.NodeUpdate) (r overlay.NodeRow, _ error) {
 	return r, nil
 }
+
 func (s *stub) RemoveNode(_ context.Context, by Caller, _ string, _ bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = append(s.asked, by)
 	return nil
 }
+
 func (s *stub) CreateToken(context.Context, overlay.TokenRequest) (r overlay.TokenReply, _ error) {
 	return r, nil
 }
+
 func (s *stub) RotateTokens(context.Context, overlay.TokenRequest) (r overlay.TokenReply, _ error) {
 	return r, nil
 }
+
 func (s *stub) Grant(_ context.Context, n overlay.NodeID, _ GrantRequest) (r GrantReply, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,8 +205,10 @@ func (c *cluster) serve(role overlay.Role, s *stub) *site {
 	if m.port, err = control.Listen(netip.MustParseAddrPort("127.0.0.1:0"), m.cred, quiet); err != nil {
 		c.t.Fatal(err)
 	}
-	conf := HandlerConfig{Credentials: m.cred, Hello: overlay.Hello{Version: "test", Reads: overlay.Reads()},
-		Address: func(overlay.NodeID) (netip.AddrPort, bool) { return netip.AddrPort{}, false }}
+	conf := HandlerConfig{
+		Credentials: m.cred, Hello: overlay.Hello{Version: "test", Reads: overlay.Reads()},
+		Address: func(overlay.NodeID) (netip.AddrPort, bool) { return netip.AddrPort{}, false },
+	}
 	if s != nil {
 		conf.Backend = s
 	}

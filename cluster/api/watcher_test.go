@@ -164,8 +164,10 @@ func TestWatchLocal(t *testing.T) {
 }
 
 func TestFactsNeverGoBack(t *testing.T) {
-	w := &Watcher{WatcherConfig: WatcherConfig{Client: NewClient(nil, nil)}, changed: make(chan struct{}, 1),
-		facts: &overlay.Facts{V: 1, Place: place, Revision: 9}}
+	w := &Watcher{
+		WatcherConfig: WatcherConfig{Client: NewClient(nil, nil)}, changed: make(chan struct{}, 1),
+		facts: &overlay.Facts{V: 1, Place: place, Revision: 9},
+	}
 	full := func(p overlay.Place, rev uint64) overlay.Delta {
 		return overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Place: p, Revision: rev}}
 	}

@@ -46,8 +46,10 @@ type Timing struct {
 }
 
 // DefaultTiming loses a leader for less than 3 s, on loaded machines too.
-var DefaultTiming = Timing{Heartbeat: 750 * time.Millisecond, Election: 750 * time.Millisecond,
-	Lease: 500 * time.Millisecond, Commit: 20 * time.Millisecond, Write: 10 * time.Second}
+var DefaultTiming = Timing{
+	Heartbeat: 750 * time.Millisecond, Election: 750 * time.Millisecond,
+	Lease: 500 * time.Millisecond, Commit: 20 * time.Millisecond, Write: 10 * time.Second,
+}
 
 const (
 	rpcTimeout     = 5 * time.Second // of one Raft message
@@ -148,7 +150,8 @@ func (n *Node) Run(ctx context.Context) error {
 	s := &stream{Listener: n.Listen(), self: n.Self, cred: n.Credentials, open: map[*streamConn]bool{}}
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: addresses{n}, Logger: newLogger(n.Log), Stream: s,
-		MaxPool: 3, MaxRPCsInFlight: 1, Timeout: rpcTimeout}) // without pipelining a stalled follower is found again
+		MaxPool: 3, MaxRPCsInFlight: 1, Timeout: rpcTimeout,
+	}) // without pipelining a stalled follower is found again
 	r, gained, err := n.start(trans)
 	if err != nil {
 		trans.Close()

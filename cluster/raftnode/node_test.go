@@ -171,10 +171,12 @@ func (m *member) open() {
 		m.c.t.Fatal(err)
 	}
 	m.state = &journal{}
-	m.Node, err = open(Config{Self: m.cred.Identity().Node, Dir: m.dir, State: m.state, Credentials: m.cred,
+	m.Node, err = open(Config{
+		Self: m.cred.Identity().Node, Dir: m.dir, State: m.state, Credentials: m.cred,
 		Listen:  func() net.Listener { return m.port.Listener(pki.ALPNRaft) },
 		Address: func(overlay.NodeID) (netip.AddrPort, bool) { return netip.AddrPort{}, false },
-		Timing:  m.c.timing, Log: logger()}, slowStore{s, m})
+		Timing:  m.c.timing, Log: logger(),
+	}, slowStore{s, m})
 	if err != nil {
 		m.c.t.Fatal(err)
 	}

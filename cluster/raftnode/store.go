@@ -25,7 +25,8 @@ type store interface {
 func openStore(dir string) (store, error) {
 	path := filepath.Join(dir, "raft.db")
 	s, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
-		Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}})
+		Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
+	}})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, overlay.Errorf(overlay.InUse, "another heddle daemon has %s open; stop it, or use another --data-dir", path)
 	}

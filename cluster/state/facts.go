@@ -17,9 +17,11 @@ func (s *State) FactsFor(node overlay.NodeID) *overlay.Facts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.t
-	f := &overlay.Facts{V: 1, Revision: t.revision, Place: t.Place, Params: t.Params, CA: t.CA, Ring: t.Ring,
+	f := &overlay.Facts{
+		V: 1, Revision: t.revision, Place: t.Place, Params: t.Params, CA: t.CA, Ring: t.Ring,
 		Nodes: map[overlay.NodeID]overlay.Node{}, Removals: t.removals.share(),
-		Networks: map[overlay.NetworkID]overlay.Network{}, Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{}}
+		Networks: map[overlay.NetworkID]overlay.Network{}, Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{},
+	}
 	if t.CAKey != nil {
 		f.CAKey = t.CAKey.Public().(ed25519.PublicKey)
 	}

@@ -37,8 +37,11 @@ func story() []Command {
 	full := CreateNetwork{ID: netID("blue"), Avoid: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/24")}, Spec: overlay.NetworkSpec{
 		Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true, Internal: true,
 		Labels: map[string]string{"team": "loom"}, Options: map[string]string{"mtu": "1400"},
-		Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.1.0.0/24"), Gateway: addr("10.1.0.254"), Range: netip.MustParsePrefix("10.1.0.128/25"),
-			Aux: map[string]netip.Addr{"printer": addr("10.1.0.130")}}}}}
+		Subnets: []overlay.Subnet{{
+			Prefix: netip.MustParsePrefix("10.1.0.0/24"), Gateway: addr("10.1.0.254"), Range: netip.MustParsePrefix("10.1.0.128/25"),
+			Aux: map[string]netip.Addr{"printer": addr("10.1.0.130")},
+		}},
+	}}
 	limited := token("mt", overlay.Manager)
 	limited.Uses = 1
 	return []Command{

@@ -17,8 +17,10 @@ func (c Init) apply(t *tables, index uint64) (ref, error) {
 	if err := c.validate(); err != nil {
 		return ref{}, err
 	}
-	next := cluster{Place: c.Place, Params: c.Params, CA: c.CA, CAKey: c.CAKey, Signing: c.SigningKeys, GossipKeys: c.GossipKeys,
-		NextNumber: 1, NextVNI: overlay.MinVNI}
+	next := cluster{
+		Place: c.Place, Params: c.Params, CA: c.CA, CAKey: c.CAKey, Signing: c.SigningKeys, GossipKeys: c.GossipKeys,
+		NextNumber: 1, NextVNI: overlay.MinVNI,
+	}
 	for _, seed := range c.SigningKeys {
 		k, err := overlay.CertifyRingKey(c.CAKey, c.Place, ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
 		if err != nil {
@@ -66,8 +68,10 @@ func (c Init) validate() error {
 		if !p.IsValid() || p.Addr().Is4In6() || p != p.Masked() || bits < p.Bits() || bits > most {
 			return bad("address pool %s can't be cut into /%d subnets; use a mask length from the pool's to %d", p, bits, most)
 		}
-		first := overlay.NetworkSpec{Name: "pool", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
-			Subnets: []overlay.Subnet{{Prefix: netip.PrefixFrom(p.Addr(), bits)}}}
+		first := overlay.NetworkSpec{
+			Name: "pool", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
+			Subnets: []overlay.Subnet{{Prefix: netip.PrefixFrom(p.Addr(), bits)}},
+		}
 		if err := first.Validate(); err != nil {
 			return bad("address pool %s: %w", p, err)
 		}
@@ -106,8 +110,10 @@ func (t *tables) takeIn(n NewNode, role overlay.Role, token string, index uint64
 	if err != nil {
 		return err
 	}
-	t.nodes.edit()[n.ID] = overlay.Node{ID: n.ID, Name: n.Name, Key: n.Key, Number: t.NextNumber, Role: role, Availability: overlay.Active,
-		Control: n.Control, Gossip: n.Gossip, Identity: id, Index: index}
+	t.nodes.edit()[n.ID] = overlay.Node{
+		ID: n.ID, Name: n.Name, Key: n.Key, Number: t.NextNumber, Role: role, Availability: overlay.Active,
+		Control: n.Control, Gossip: n.Gossip, Identity: id, Index: index,
+	}
 	t.members[n.ID] = member{Name: n.Name, Token: token}
 	t.byName[n.Name] = n.ID
 	t.NextNumber++

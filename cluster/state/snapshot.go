@@ -40,9 +40,11 @@ func (s *State) Snapshot() *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.t
-	f := snapshotFile{V: 1, Level: Level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
+	f := snapshotFile{
+		V: 1, Level: Level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
 		Nodes: t.nodes.share(), Members: maps.Clone(t.members), Removals: t.removals.share(), Tokens: t.tokens.share(),
-		Networks: make(map[overlay.NetworkID]snapshotNetwork, len(t.networks.m)), Done: t.done.ordered()}
+		Networks: make(map[overlay.NetworkID]snapshotNetwork, len(t.networks.m)), Done: t.done.ordered(),
+	}
 	for id, n := range t.networks.m {
 		f.Networks[id] = snapshotNetwork{n.def, n.leases, n.fenced}
 	}

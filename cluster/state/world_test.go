@@ -107,15 +107,19 @@ func caCert() []byte {
 
 func node(name string) NewNode {
 	n := seed(name)[0]
-	return NewNode{ID: nid(name), Key: key32(name).Public().(ed25519.PublicKey), Name: name,
-		Control: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 5377), Gossip: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 5378)}
+	return NewNode{
+		ID: nid(name), Key: key32(name).Public().(ed25519.PublicKey), Name: name,
+		Control: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 5377), Gossip: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 5378),
+	}
 }
 
 func initCmd() Init {
 	return Init{
 		Place: overlay.Place{Cluster: "c0ffee", Epoch: 1},
-		Params: overlay.Params{DataPathPort: 4789, PoolBits4: 24, PoolBits6: 64,
-			Pools: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/11"), netip.MustParsePrefix("fd12:3456:789a::/48")}},
+		Params: overlay.Params{
+			DataPathPort: 4789, PoolBits4: 24, PoolBits6: 64,
+			Pools: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/11"), netip.MustParsePrefix("fd12:3456:789a::/48")},
+		},
 		CA: caCert(), CAKey: key32("ca"), SigningKeys: [][]byte{seed("signing")}, GossipKeys: [][]byte{seed("gossip")}, Node: node("m1"),
 	}
 }

@@ -15,11 +15,13 @@ import (
 func (c *cli) attachCmd() *cobra.Command {
 	var f attachFlags
 	var quiet bool
-	cmd := &cobra.Command{Use: "attach NAME --network NETWORK", Short: "Give a workload a place in a network", Args: oneArg("NAME"),
+	cmd := &cobra.Command{
+		Use: "attach NAME --network NETWORK", Short: "Give a workload a place in a network", Args: oneArg("NAME"),
 		Long: "Give the workload NAME a place in a network: an interface with addresses in its network\n" +
 			"namespace. Without --netns or --pid heddle makes the namespace /run/netns/NAME and removes\n" +
 			"it at detach. When attach has returned, the other nodes of the network know the workload.",
-		Example: "  heddle attach web --network blue\n  heddle attach db --network blue --pid 4711 --ip 10.64.0.7"}
+		Example: "  heddle attach web --network blue\n  heddle attach db --network blue --pid 4711 --ip 10.64.0.7",
+	}
 	f.add(cmd)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the endpoint's ID alone")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

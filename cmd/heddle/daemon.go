@@ -15,9 +15,11 @@ import (
 
 func (c *cli) daemonCmd() *cobra.Command {
 	var d daemonFlags
-	cmd := &cobra.Command{Use: "daemon", Short: "Run heddle on this node", Args: noArgs,
+	cmd := &cobra.Command{
+		Use: "daemon", Short: "Run heddle on this node", Args: noArgs,
 		Long: "Run heddle on this node until it is stopped. Workloads keep their networks when it stops.\n" +
-			"The configuration file has the flags' names as keys, and socket-group; flags go before it."}
+			"The configuration file has the flags' names as keys, and socket-group; flags go before it.",
+	}
 	def := daemon.DefaultConfig()
 	fs := cmd.Flags()
 	fs.StringVar(&d.file, "config", daemon.DefaultConfigFile, "configuration `file`; need not exist where it is not named")

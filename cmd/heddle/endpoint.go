@@ -34,9 +34,11 @@ type endpointRow struct {
 func endpointRows(all []overlay.Endpoint) []endpointRow {
 	rows := make([]endpointRow, len(all))
 	for i, e := range all {
-		rows[i] = endpointRow{ID: e.ID, Name: e.Name, Node: e.NodeName, NodeID: e.Node, Network: e.NetworkName, NetworkID: e.NetworkID,
+		rows[i] = endpointRow{
+			ID: e.ID, Name: e.Name, Node: e.NodeName, NodeID: e.Node, Network: e.NetworkName, NetworkID: e.NetworkID,
 			IPv4: address(e.IPv4), IPv6: address(e.IPv6), MAC: e.MAC, State: e.State, Interface: e.Interface, Namespace: e.Namespace,
-			Aliases: e.Aliases, Service: e.Service, Labels: e.Labels}
+			Aliases: e.Aliases, Service: e.Service, Labels: e.Labels,
+		}
 	}
 	return rows
 }

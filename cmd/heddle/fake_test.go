@@ -56,8 +56,10 @@ func startFake(t *testing.T) *fakeDaemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	d := &fakeDaemon{socket: filepath.Join(dir, "heddle.sock"), detached: make(chan string, 16),
-		networks: sampleNetworks(), nodes: sampleNodes(), tokens: sampleTokens(), endpoints: sampleEndpoints()}
+	d := &fakeDaemon{
+		socket: filepath.Join(dir, "heddle.sock"), detached: make(chan string, 16),
+		networks: sampleNetworks(), nodes: sampleNodes(), tokens: sampleTokens(), endpoints: sampleEndpoints(),
+	}
 	l, err := net.Listen("unix", d.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -85,13 +87,15 @@ func startFake(t *testing.T) *fakeDaemon {
 // exec runs a command line against the fake and returns what it did.
 func (d *fakeDaemon) exec(ctx context.Context, stdin string, env map[string]string, args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
-	c := &cli{in: strings.NewReader(stdin), out: &out, err: &err, now: func() time.Time { return epoch },
+	c := &cli{
+		in: strings.NewReader(stdin), out: &out, err: &err, now: func() time.Time { return epoch },
 		env: func(k string) string {
 			if v, ok := env[k]; ok || k != "HEDDLE_SOCKET" {
 				return v
 			}
 			return d.socket
-		}}
+		},
+	}
 	code = c.run(ctx, args)
 	return code, out.String(), err.String()
 }
@@ -259,27 +263,39 @@ func sampleNodes() []overlay.NodeRow {
 
 func sampleEndpoints() []overlay.Endpoint {
 	return []overlay.Endpoint{
-		{ID: id[overlay.EndpointID]("e1"), Name: "web", Node: id[overlay.NodeID]("a1"), NodeName: "alpha", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
+		{
+			ID: id[overlay.EndpointID]("e1"), Name: "web", Node: id[overlay.NodeID]("a1"), NodeName: "alpha", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
 			IPv4: netip.MustParsePrefix("10.64.0.2/24"), IPv6: netip.MustParsePrefix("fd00:20::2/64"), MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, State: overlay.EndpointReady,
-			Interface: "eth0", Namespace: "/run/netns/web", Service: "shop", Labels: map[string]string{"tier": "front"}},
-		{ID: id[overlay.EndpointID]("e2"), Name: "db", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
-			IPv4: netip.MustParsePrefix("10.64.0.3/24"), MAC: overlay.MAC{2, 0, 0, 0, 0, 2}, State: overlay.EndpointReady, Labels: map[string]string{"tier": "back", "gold": ""}},
-		{ID: id[overlay.EndpointID]("e3"), Name: "web", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b4"), NetworkName: "red",
-			IPv6: netip.MustParsePrefix("fd00:30::2/64"), MAC: overlay.MAC{2, 0, 0, 0, 0, 3}, State: overlay.EndpointFailed},
+			Interface: "eth0", Namespace: "/run/netns/web", Service: "shop", Labels: map[string]string{"tier": "front"},
+		},
+		{
+			ID: id[overlay.EndpointID]("e2"), Name: "db", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
+			IPv4: netip.MustParsePrefix("10.64.0.3/24"), MAC: overlay.MAC{2, 0, 0, 0, 0, 2}, State: overlay.EndpointReady, Labels: map[string]string{"tier": "back", "gold": ""},
+		},
+		{
+			ID: id[overlay.EndpointID]("e3"), Name: "web", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b4"), NetworkName: "red",
+			IPv6: netip.MustParsePrefix("fd00:30::2/64"), MAC: overlay.MAC{2, 0, 0, 0, 0, 3}, State: overlay.EndpointFailed,
+		},
 	}
 }
 
 func sampleNetworks() []overlay.NetworkRow {
 	cidr := netip.MustParsePrefix
 	return []overlay.NetworkRow{
-		{ID: id[overlay.NetworkID]("b1"), Name: "blue", Driver: "overlay", Scope: "cluster", VNI: 8388608, EnableIPv4: true, EnableIPv6: true, MTU: 1450,
-			IPAM: overlay.IPAMRow{Config: []overlay.IPAMConfigRow{{Subnet: cidr("10.64.0.0/24"), Gateway: netip.MustParseAddr("10.64.0.1")},
-				{Subnet: cidr("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")}}},
+		{
+			ID: id[overlay.NetworkID]("b1"), Name: "blue", Driver: "overlay", Scope: "cluster", VNI: 8388608, EnableIPv4: true, EnableIPv6: true, MTU: 1450,
+			IPAM: overlay.IPAMRow{Config: []overlay.IPAMConfigRow{
+				{Subnet: cidr("10.64.0.0/24"), Gateway: netip.MustParseAddr("10.64.0.1")},
+				{Subnet: cidr("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")},
+			}},
 			Labels: map[string]string{"team": "a"}, Options: map[string]string{"mtu": "1450"}, Endpoints: sampleEndpoints()[:2],
-			Participants: []overlay.ParticipantRow{{Node: id[overlay.NodeID]("a1"), Name: "alpha", Leased: 8}, {Node: id[overlay.NodeID]("b2"), Name: "beta", Leased: 8}}},
-		{ID: id[overlay.NetworkID]("b4"), Name: "red", Driver: "overlay", Scope: "cluster", VNI: 8388609, EnableIPv6: true, Internal: true,
+			Participants: []overlay.ParticipantRow{{Node: id[overlay.NodeID]("a1"), Name: "alpha", Leased: 8}, {Node: id[overlay.NodeID]("b2"), Name: "beta", Leased: 8}},
+		},
+		{
+			ID: id[overlay.NetworkID]("b4"), Name: "red", Driver: "overlay", Scope: "cluster", VNI: 8388609, EnableIPv6: true, Internal: true,
 			IPAM:   overlay.IPAMRow{Config: []overlay.IPAMConfigRow{{Subnet: cidr("fd00:30::/64"), Gateway: netip.MustParseAddr("fd00:30::1")}}},
-			Labels: map[string]string{"team": "b"}, Participants: []overlay.ParticipantRow{{Node: id[overlay.NodeID]("b2"), Name: "beta", Leased: 8}}},
+			Labels: map[string]string{"team": "b"}, Participants: []overlay.ParticipantRow{{Node: id[overlay.NodeID]("b2"), Name: "beta", Leased: 8}},
+		},
 	}
 }
 
@@ -292,11 +308,15 @@ func sampleTokens() []overlay.TokenRow {
 }
 
 func sampleStatus() overlay.Status {
-	return overlay.Status{Version: "v1", Member: true, Cluster: string(id[overlay.NodeID]("cc")), Node: id[overlay.NodeID]("a1"), Name: "alpha", Role: overlay.Manager,
+	return overlay.Status{
+		Version: "v1", Member: true, Cluster: string(id[overlay.NodeID]("cc")), Node: id[overlay.NodeID]("a1"), Name: "alpha", Role: overlay.Manager,
 		Addr: "192.0.2.1:5377", DataPath: "192.0.2.1", Revision: 42, Networks: 1, Endpoints: sampleEndpoints()[:1],
 		Ports:    []overlay.PortStatus{{Port: 5377, Proto: "tcp", Use: "control"}, {Port: 5378, Proto: "tcp+udp", Use: "gossip"}, {Port: 4789, Proto: "udp", Use: "VXLAN"}},
 		Managers: []overlay.ManagerStatus{{Name: "alpha", Addr: "192.0.2.1:5377", Leader: true, Following: true}, {Name: "delta", Addr: "192.0.2.4:5377", Error: "refused"}},
-		Peers: []overlay.PeerStatus{{Node: id[overlay.NodeID]("b2"), Name: "beta", Addr: "192.0.2.2:5378", State: "alive", LastProbe: epoch.Add(-300 * time.Millisecond), RTT: 412345 * time.Nanosecond},
-			{Node: id[overlay.NodeID]("b3"), Name: "gamma", Addr: "192.0.2.3:5378", State: "unknown"}},
-		Counters: map[string]uint64{"record-refused": 3, "frame-refused": 0}}
+		Peers: []overlay.PeerStatus{
+			{Node: id[overlay.NodeID]("b2"), Name: "beta", Addr: "192.0.2.2:5378", State: "alive", LastProbe: epoch.Add(-300 * time.Millisecond), RTT: 412345 * time.Nanosecond},
+			{Node: id[overlay.NodeID]("b3"), Name: "gamma", Addr: "192.0.2.3:5378", State: "unknown"},
+		},
+		Counters: map[string]uint64{"record-refused": 3, "frame-refused": 0},
+	}
 }

@@ -13,9 +13,11 @@ import (
 func (c *cli) initCmd() *cobra.Command {
 	var r overlay.InitRequest
 	var quiet, autolock bool
-	cmd := &cobra.Command{Use: "init", Short: "Make a cluster of this node", Args: noArgs,
+	cmd := &cobra.Command{
+		Use: "init", Short: "Make a cluster of this node", Args: noArgs,
 		Long: "Make a cluster of this node, which becomes its first manager. The daemon must run.\n" +
-			"The last line of the output is the command that brings in another host."}
+			"The last line of the output is the command that brings in another host.",
+	}
 	fs := cmd.Flags()
 	addressFlags(fs, &r.AdvertiseAddr, &r.ListenAddr, &r.DataPathAddr)
 	fs.Uint16Var(&r.DataPathPort, "data-path-port", 4789, "UDP `port` of VXLAN on all nodes")

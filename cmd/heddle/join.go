@@ -16,7 +16,8 @@ import (
 func (c *cli) joinCmd() *cobra.Command {
 	var r overlay.JoinRequest
 	var token, tokenFile string
-	cmd := &cobra.Command{Use: "join HOST[:PORT]...", Short: "Bring this node into a cluster",
+	cmd := &cobra.Command{
+		Use: "join HOST[:PORT]...", Short: "Bring this node into a cluster",
 		Long: "Bring this node into the cluster of the manager at HOST; several are tried in turn.\n" +
 			"The token decides the role. Other users of this host can read a --token while the command\n" +
 			"runs; --token-file FILE, --token-file - (stdin) and the variable HEDDLE_TOKEN hide it.",
@@ -27,7 +28,8 @@ func (c *cli) joinCmd() *cobra.Command {
 				}
 			}
 			return someArgs("HOST")(cmd, args)
-		}}
+		},
+	}
 	fs := cmd.Flags()
 	fs.StringVar(&token, "token", "", "join `token`, or - for stdin (HEDDLE_TOKEN)")
 	fs.StringVar(&tokenFile, "token-file", "", "`file` that has the join token, or - for stdin")

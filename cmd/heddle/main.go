@@ -110,7 +110,8 @@ func (c *cli) root() *cobra.Command {
 
 // group is a command that only has others below it. Alone it prints its help.
 func (c *cli) group(name, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: name, Short: short,
+	cmd := &cobra.Command{
+		Use: name, Short: short,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return unknownVerb(cmd, args[0])

@@ -112,10 +112,14 @@ func TestDaemonConfig(t *testing.T) {
 	}{
 		{"defaults", "testdata/nosuch.toml", "", daemon.DefaultConfig()},
 		{"file", "testdata/good.toml", "", file},
-		{"all flags", "testdata/good.toml", "config socket data-dir log-level control-port gossip-port",
-			daemon.Config{DataDir: "/data", Socket: "/s", SocketGroup: "heddle", LogLevel: "debug", ControlPort: 1, GossipPort: 2}},
-		{"one flag", "testdata/good.toml", "data-dir",
-			daemon.Config{DataDir: "/data", Socket: file.Socket, SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378}},
+		{
+			"all flags", "testdata/good.toml", "config socket data-dir log-level control-port gossip-port",
+			daemon.Config{DataDir: "/data", Socket: "/s", SocketGroup: "heddle", LogLevel: "debug", ControlPort: 1, GossipPort: 2},
+		},
+		{
+			"one flag", "testdata/good.toml", "data-dir",
+			daemon.Config{DataDir: "/data", Socket: file.Socket, SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378},
+		},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {

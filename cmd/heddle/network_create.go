@@ -27,10 +27,12 @@ func (c *cli) networkCreate() *cobra.Command {
 	s := overlay.NetworkSpec{}
 	var f createFlags
 	var quiet, attachable bool
-	cmd := &cobra.Command{Use: "create NAME", Short: "Make a network and print its ID", Args: oneArg("NAME"),
+	cmd := &cobra.Command{
+		Use: "create NAME", Short: "Make a network and print its ID", Args: oneArg("NAME"),
 		Long: "Make a network and print its ID. Subnets that are not named come from the cluster's pools.\n" +
 			"A --gateway, --ip-range or --aux-address belongs to the --subnet that contains it.",
-		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1"}
+		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1",
+	}
 	fs := cmd.Flags()
 	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`; this version has overlay alone")
 	fs.StringVar(&f.scope, "scope", "cluster", "`scope` cluster; this version has no networks of a single node")

@@ -66,9 +66,11 @@ func (c *cli) nodeRole(name, short string, role overlay.Role) *cobra.Command {
 
 func (c *cli) nodeUpdate() *cobra.Command {
 	var u overlay.NodeUpdate
-	cmd := &cobra.Command{Use: "update NODE", Short: "Change what a node is given to do", Args: oneArg("NODE"),
+	cmd := &cobra.Command{
+		Use: "update NODE", Short: "Change what a node is given to do", Args: oneArg("NODE"),
 		Long: "Change what a node is given to do. pause: nothing can be attached. drain: its endpoints\n" +
-			"leave names and service addresses too. Neither touches endpoints that run."}
+			"leave names and service addresses too. Neither touches endpoints that run.",
+	}
 	parsed(cmd.Flags(), &u.Availability, "availability", "active|pause|drain", "what the node is given", parseAvailability)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if u == (overlay.NodeUpdate{}) {
@@ -87,9 +89,11 @@ func (c *cli) nodeUpdate() *cobra.Command {
 
 func (c *cli) nodeRm() *cobra.Command {
 	var force bool
-	cmd := &cobra.Command{Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Remove nodes for good", Args: someArgs("NODE"),
+	cmd := &cobra.Command{
+		Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Remove nodes for good", Args: someArgs("NODE"),
 		Long: "Remove nodes for good: each is refused from then on, and its addresses are given to\n" +
-			"others. A node that is up leaves by `heddle leave` on it, or is removed with --force."}
+			"others. A node that is up leaves by `heddle leave` on it, or is removed with --force.",
+	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove a node that is up, or that not all others know to be removed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.askAll(cmd, args, func(ctx context.Context, cl *local.Client, ref string) error {

@@ -31,7 +31,8 @@ const detachTime = 10 * time.Second // for taking the workload off after CMD's e
 func (c *cli) runCmd() *cobra.Command {
 	var f attachFlags
 	var name string
-	cmd := &cobra.Command{Use: "run --network NETWORK [flags] -- CMD [ARG...]", Short: "Run a command as a workload of a network",
+	cmd := &cobra.Command{
+		Use: "run --network NETWORK [flags] -- CMD [ARG...]", Short: "Run a command as a workload of a network",
 		Long: "Run a command in a network namespace of its own, attached while it runs. The exit code is\n" +
 			"the command's, 128 and the signal's number where a signal ended it, 127 where it was not\n" +
 			"found and 126 where it could not be started. Its processes share all else with the host.",
@@ -42,7 +43,8 @@ func (c *cli) runCmd() *cobra.Command {
 				return usagef(cmd, "run needs a command behind --, as in heddle run --network blue -- ping 10.64.0.2")
 			}
 			return nil
-		}}
+		},
+	}
 	f.add(cmd)
 	parsed(cmd.Flags(), &name, "name", "name", "name of the workload; default the command's and a number", parseName("workload"))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

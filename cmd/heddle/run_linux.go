@@ -29,8 +29,10 @@ func (c *cli) runIn(ctx context.Context, path, program string, args []string) (i
 	if ctx.Err() != nil {
 		return exitBySignal + int(unix.SIGINT), nil
 	}
-	cmd := &exec.Cmd{Path: program, Args: args, Stdin: c.in, Stdout: c.out, Stderr: c.err,
-		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}}
+	cmd := &exec.Cmd{
+		Path: program, Args: args, Stdin: c.in, Stdout: c.out, Stderr: c.err,
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
+	}
 	// The thread lives until the program ends: Pdeathsig means the thread that started it.
 	err = netns.Do(ns, func() error {
 		if err := cmd.Start(); err != nil {

@@ -55,7 +55,8 @@ func (c *cli) tokenMaker(name, short string, call func(*local.Client, context.Co
 	var ttl time.Duration
 	var uses int
 	var quiet bool
-	cmd := &cobra.Command{Use: name + " worker|manager", Short: short, ValidArgs: []string{string(overlay.Worker), string(overlay.Manager)},
+	cmd := &cobra.Command{
+		Use: name + " worker|manager", Short: short, ValidArgs: []string{string(overlay.Worker), string(overlay.Manager)},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := oneArg("role, worker or manager")(cmd, args); err != nil {
 				return err
@@ -64,7 +65,8 @@ func (c *cli) tokenMaker(name, short string, call func(*local.Client, context.Co
 				return usagef(cmd, "%q is no role; use worker or manager", args[0])
 			}
 			return nil
-		}}
+		},
+	}
 	fs := cmd.Flags()
 	fs.DurationVar(&ttl, "ttl", 0, "time until it expires, 0 for never; default 24h for workers, 1h for managers")
 	fs.IntVar(&uses, "uses", 0, "`number` of hosts that may join with it, 0 for any number; default any for workers, 1 for managers")

@@ -33,8 +33,10 @@ func sample(a, b datapath.NS) Overlay {
 		ID: "n1", VNI: MinVNI + 1, Local: netip.MustParseAddr("192.0.2.1"),
 		Members: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")},
 		Endpoints: []Endpoint{
-			{N: 1, NS: a}, {N: 2, NS: b},
-			{N: 3, VTEP: netip.MustParseAddr("192.0.2.2")}, {N: 4, VTEP: netip.MustParseAddr("192.0.2.3")},
+			{N: 1, NS: a},
+			{N: 2, NS: b},
+			{N: 3, VTEP: netip.MustParseAddr("192.0.2.2")},
+			{N: 4, VTEP: netip.MustParseAddr("192.0.2.3")},
 		},
 	}
 }

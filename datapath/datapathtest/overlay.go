@@ -40,8 +40,10 @@ func (o Overlay) Config() datapath.Config {
 		Namespaces: []datapath.Namespace{{Name: "heddle-" + o.ID, Owner: owner}},
 		Links: []datapath.Link{
 			{NS: ns, Name: "br0", Owner: owner, Kind: datapath.Bridge, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 1}, MTU: 1450},
-			{NS: ns, Name: "vx0", Owner: owner, Kind: datapath.VXLAN, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 2}, MTU: 1450, Master: "br0",
-				Port: datapath.PortFlags{NeighborSuppress: true}, VXLAN: datapath.VXLANAttr{VNI: o.VNI, Port: Port, Local: o.Local}},
+			{
+				NS: ns, Name: "vx0", Owner: owner, Kind: datapath.VXLAN, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 2}, MTU: 1450, Master: "br0",
+				Port: datapath.PortFlags{NeighborSuppress: true}, VXLAN: datapath.VXLANAttr{VNI: o.VNI, Port: Port, Local: o.Local},
+			},
 		},
 		Addresses: []datapath.Address{
 			{NS: ns, Link: "br0", Prefix: netip.MustParsePrefix("10.64.255.254/16"), Owner: owner},
@@ -62,6 +64,7 @@ func (o Overlay) Config() datapath.Config {
 func (e Endpoint) IPv4() netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 64, byte(e.N >> 8), byte(e.N)})
 }
+
 func (e Endpoint) IPv6() netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x64, 14: byte(e.N >> 8), 15: byte(e.N)})
 }

@@ -177,6 +177,7 @@ func (m *message) u8(typ uint16, v uint8) *message   { return m.bytes(typ, []byt
 func (m *message) u32(typ uint16, v uint32) *message {
 	return m.bytes(typ, binary.NativeEndian.AppendUint32(nil, v))
 }
+
 func (m *message) flag(typ uint16, v bool) *message {
 	if v {
 		return m.u8(typ, 1)

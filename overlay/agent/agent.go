@@ -116,9 +116,11 @@ func New(c Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{Config: c, calls: make(chan func(context.Context)), stopped: make(chan struct{}), plans: make(chan struct{}, 1),
+	a := &Agent{
+		Config: c, calls: make(chan func(context.Context)), stopped: make(chan struct{}), plans: make(chan struct{}, 1),
 		endpoints: map[overlay.EndpointID]*endpoint{}, networks: map[overlay.NetworkID]*network{},
-		sessions: map[session]bool{}}
+		sessions: map[session]bool{},
+	}
 	for _, row := range saved.Endpoints {
 		a.endpoints[row.ID] = &endpoint{Row: row, state: overlay.EndpointReady}
 	}
@@ -229,11 +231,13 @@ func signal(c chan struct{}) {
 // view gathers what a plan needs. In the loop.
 func (a *Agent) view() plan.View {
 	f := a.Facts.Facts()
-	v := plan.View{Self: a.Self, DataPathPort: f.Params.DataPathPort, Nodes: a.Peers.Nodes(),
+	v := plan.View{
+		Self: a.Self, DataPathPort: f.Params.DataPathPort, Nodes: a.Peers.Nodes(),
 		Networks:     map[overlay.NetworkID]overlay.Network{},
 		Participants: map[overlay.NetworkID][]overlay.NodeID{},
 		Remote:       map[overlay.NetworkID][]overlay.Claim{},
-		Partial:      map[overlay.NetworkID]bool{}}
+		Partial:      map[overlay.NetworkID]bool{},
+	}
 	if a.removed {
 		return v
 	}

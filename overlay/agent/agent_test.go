@@ -56,10 +56,13 @@ type world struct {
 }
 
 func newWorld() *world {
-	return &world{factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
+	return &world{
+		factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
 		broken: map[datapath.Owner]error{}, saved: Saved{Counters: map[overlay.NetworkID]Counter{}},
 		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
-			other: {ID: other, Name: "bee"}}}}
+			other: {ID: other, Name: "bee"},
+		}},
+	}
 }
 
 type factsOf struct{ *world }
@@ -67,9 +70,13 @@ type factsOf struct{ *world }
 func (w factsOf) Facts() *overlay.Facts    { w.mu.Lock(); defer w.mu.Unlock(); return w.facts }
 func (w factsOf) Changed() <-chan struct{} { return w.factsCh }
 
-var blueNet = overlay.Network{ID: blue, VNI: overlay.MinVNI, NetworkSpec: overlay.NetworkSpec{Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
-	Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
-		{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")}}}}
+var blueNet = overlay.Network{ID: blue, VNI: overlay.MinVNI, NetworkSpec: overlay.NetworkSpec{
+	Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
+	Subnets: []overlay.Subnet{
+		{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
+		{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")},
+	},
+}}
 
 func (w *world) Grant(_ context.Context, ref string, want int, addrs []netip.Addr) (Grant, error) {
 	w.mu.Lock()
@@ -131,6 +138,7 @@ func (w *world) Set(c datapath.Config) uint64 {
 	w.config = c
 	return w.gen
 }
+
 func (w *world) Wait(_ context.Context, _ uint64, owners ...datapath.Owner) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -143,6 +151,7 @@ func (w *world) Wait(_ context.Context, _ uint64, owners ...datapath.Owner) erro
 	}
 	return nil
 }
+
 func (w *world) Inode(path string) (uint64, error) {
 	if path == "/missing" {
 		return 0, overlay.Errorf(overlay.NotFound, "namespace /missing does not exist")
@@ -185,8 +194,10 @@ func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
 func start(t *testing.T, w *world) (a *Agent, stop func()) {
 	t.Helper()
 	n := byte(0)
-	a, err := New(Config{Self: self, Name: "ay", Key: nodeKey, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
-		Random: func(b []byte) { n++; b[0], b[len(b)-1] = n, n }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	a, err := New(Config{
+		Self: self, Name: "ay", Key: nodeKey, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
+		Random: func(b []byte) { n++; b[0], b[len(b)-1] = n, n }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,10 @@ func (e *endpoint) plan() plan.Endpoint {
 }
 
 func (e *endpoint) record() overlay.Record {
-	return overlay.Record{Endpoint: e.ID, Workload: e.Workload, MAC: e.MAC, IPs: e.IPs,
-		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels}
+	return overlay.Record{
+		Endpoint: e.ID, Workload: e.Workload, MAC: e.MAC, IPs: e.IPs,
+		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels,
+	}
 }
 
 // target is the namespace that a request names.
@@ -153,8 +155,10 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if err != nil || old != nil {
 		return attached{e: old, there: old != nil, gen: a.replan()}, err
 	}
-	e := &endpoint{state: overlay.EndpointPending, Row: Row{V: 1, Network: id, Workload: r.Name, MAC: r.MAC,
-		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: r.Session, Started: t.start}}
+	e := &endpoint{state: overlay.EndpointPending, Row: Row{
+		V: 1, Network: id, Workload: r.Name, MAC: r.MAC,
+		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: r.Session, Started: t.start,
+	}}
 	e.ID = overlay.NewID[overlay.EndpointID](random[[16]byte](a))
 	if e.MAC.IsZero() {
 		e.MAC = overlay.MACFrom(random[[6]byte](a))
@@ -266,8 +270,10 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	var told []overlay.NodeID
 	saved := make(chan error, 1)
 	go func() { // ends before realise does
-		err := a.Store.Save(Change{Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
-			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record}})
+		err := a.Store.Save(Change{
+			Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
+			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record},
+		})
 		if err == nil {
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()

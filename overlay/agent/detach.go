@@ -153,8 +153,10 @@ func (a *Agent) describe(e *endpoint) (row overlay.Endpoint) {
 // row shows an endpoint. In the loop.
 func (a *Agent) row(e *endpoint) overlay.Endpoint {
 	n := a.network(e.Network)
-	r := overlay.Endpoint{ID: e.ID, Name: e.Workload, Node: a.Self, NodeName: a.Name, NetworkID: e.Network, NetworkName: n.def.Name,
-		MAC: e.MAC, State: e.state, Interface: e.IfName, Namespace: e.Namespace.Path, Aliases: e.Aliases, Service: e.Service, Labels: e.Labels}
+	r := overlay.Endpoint{
+		ID: e.ID, Name: e.Workload, Node: a.Self, NodeName: a.Name, NetworkID: e.Network, NetworkName: n.def.Name,
+		MAC: e.MAC, State: e.state, Interface: e.IfName, Namespace: e.Namespace.Path, Aliases: e.Aliases, Service: e.Service, Labels: e.Labels,
+	}
 	if e.state == overlay.EndpointReady {
 		for _, o := range owners(e) {
 			if err := a.Datapath.Err(o); err != nil {

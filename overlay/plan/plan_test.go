@@ -28,17 +28,24 @@ func view() View {
 	node := func(addr string, mtu int) overlay.NodeRecord {
 		return overlay.NodeRecord{DataPath4: netip.MustParseAddr(addr), MTU: mtu}
 	}
-	return View{Self: nodeA, DataPathPort: 4789,
+	return View{
+		Self: nodeA, DataPathPort: 4789,
 		Networks: map[overlay.NetworkID]overlay.Network{blue: {ID: blue, VNI: overlay.MinVNI + 7, NetworkSpec: overlay.NetworkSpec{
 			Name: "blue", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true, Subnets: []overlay.Subnet{
 				{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
-				{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")}}}}},
+				{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")},
+			},
+		}}},
 		Participants: map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA, nodeB, nodeC}},
-		Local: []Endpoint{{ID: web, Network: blue, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IfName: "eth0", Make: "web",
+		Local: []Endpoint{{
+			ID: web, Network: blue, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IfName: "eth0", Make: "web",
 			Namespace: datapath.NS{Path: "/run/netns/web"},
-			IPs:       []netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr("fd00:20::2")}}},
-		Remote: map[overlay.NetworkID][]overlay.Claim{blue: {{Record: overlay.Record{Owner: nodeB, Endpoint: db, MAC: overlay.MAC{2, 0, 0, 0, 0, 2},
-			IPs: []netip.Addr{netip.MustParseAddr("10.20.0.9"), netip.MustParseAddr("fd00:20::9")}}}}},
+			IPs:       []netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr("fd00:20::2")},
+		}},
+		Remote: map[overlay.NetworkID][]overlay.Claim{blue: {{Record: overlay.Record{
+			Owner: nodeB, Endpoint: db, MAC: overlay.MAC{2, 0, 0, 0, 0, 2},
+			IPs: []netip.Addr{netip.MustParseAddr("10.20.0.9"), netip.MustParseAddr("fd00:20::9")},
+		}}}},
 		Nodes: map[overlay.NodeID]overlay.NodeRecord{nodeA: node("192.0.2.1", 1500), nodeB: node("192.0.2.2", 1500), nodeC: node("192.0.2.3", 9000)},
 	}
 }
@@ -92,26 +99,42 @@ func TestBuildWants(t *testing.T) {
 		change func(*View)
 		check  func(datapath.Config) bool
 	}{
-		{"nothing without local endpoints", func(v *View) { v.Local = nil },
-			func(c datapath.Config) bool { return text(c) == "filter port=0 min=0\n" }},
-		{"nothing before the network is known", func(v *View) { v.Networks = nil },
-			func(c datapath.Config) bool { return len(c.Links) == 0 }},
-		{"nothing before the own data-path address is known", func(v *View) { delete(v.Nodes, nodeA) },
-			func(c datapath.Config) bool { return len(c.Links) == 0 }},
-		{"no entry for an owner without a node record", func(v *View) { delete(v.Nodes, nodeB) },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.Filter.Allowed) == 1 }},
-		{"own claims make no remote entry", func(v *View) { v.Remote[blue][0].Record.Owner = nodeA },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.FDB) == 1 }},
-		{"only participants are let in", func(v *View) { v.Participants[blue] = []overlay.NodeID{nodeA, nodeC} },
+		{
+			"nothing without local endpoints", func(v *View) { v.Local = nil },
+			func(c datapath.Config) bool { return text(c) == "filter port=0 min=0\n" },
+		},
+		{
+			"nothing before the network is known", func(v *View) { v.Networks = nil },
+			func(c datapath.Config) bool { return len(c.Links) == 0 },
+		},
+		{
+			"nothing before the own data-path address is known", func(v *View) { delete(v.Nodes, nodeA) },
+			func(c datapath.Config) bool { return len(c.Links) == 0 },
+		},
+		{
+			"no entry for an owner without a node record", func(v *View) { delete(v.Nodes, nodeB) },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.Filter.Allowed) == 1 },
+		},
+		{
+			"own claims make no remote entry", func(v *View) { v.Remote[blue][0].Record.Owner = nodeA },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.FDB) == 1 },
+		},
+		{
+			"only participants are let in", func(v *View) { v.Participants[blue] = []overlay.NodeID{nodeA, nodeC} },
 			func(c datapath.Config) bool {
 				return len(c.Filter.Allowed) == 1 && c.Filter.Allowed[0].Source.String() == "192.0.2.3"
-			}},
-		{"a partial network stays marked", func(v *View) { v.Partial = map[overlay.NetworkID]bool{blue: true} },
+			},
+		},
+		{
+			"a partial network stays marked", func(v *View) { v.Partial = map[overlay.NetworkID]bool{blue: true} },
 			func(c datapath.Config) bool {
 				return slices.ContainsFunc(c.Namespaces, func(n datapath.Namespace) bool { return n.Partial })
-			}},
-		{"a given namespace is not made", func(v *View) { v.Local[0].Make = "" },
-			func(c datapath.Config) bool { return len(c.Namespaces) == 1 }},
+			},
+		},
+		{
+			"a given namespace is not made", func(v *View) { v.Local[0].Make = "" },
+			func(c datapath.Config) bool { return len(c.Namespaces) == 1 },
+		},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {

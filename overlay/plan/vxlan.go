@@ -30,13 +30,17 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 
 	c.Links = append(c.Links,
 		datapath.Link{NS: ns, Name: BridgeName, Owner: owner, Kind: datapath.Bridge, MAC: GatewayMAC, MTU: mtu},
-		datapath.Link{NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: deviceMAC(v), MTU: mtu,
+		datapath.Link{
+			NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: deviceMAC(v), MTU: mtu,
 			Master: BridgeName, Port: datapath.PortFlags{NeighborSuppress: true},
-			VXLAN: datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.Nodes[v.Self].DataPath()}},
+			VXLAN: datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.Nodes[v.Self].DataPath()},
+		},
 	)
 	for _, s := range n.Subnets {
-		c.Addresses = append(c.Addresses, datapath.Address{NS: ns, Link: BridgeName,
-			Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits()), Owner: owner})
+		c.Addresses = append(c.Addresses, datapath.Address{
+			NS: ns, Link: BridgeName,
+			Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits()), Owner: owner,
+		})
 	}
 	for _, e := range local {
 		port(c, ns, mtu, n, e)
@@ -49,13 +53,17 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 // VXLAN device and two endpoints of one node must find each other.
 func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endpoint) {
 	owner, name := datapath.Owner(e.ID), PortName(e.ID)
-	c.Links = append(c.Links, datapath.Link{NS: ns, Name: name, Owner: owner, Kind: datapath.Veth, MAC: portMAC(e), MTU: mtu,
+	c.Links = append(c.Links, datapath.Link{
+		NS: ns, Name: name, Owner: owner, Kind: datapath.Veth, MAC: portMAC(e), MTU: mtu,
 		Master: BridgeName, Port: datapath.PortFlags{BroadcastFlood: true, MulticastFlood: true},
-		Peer: datapath.Peer{NS: e.Namespace, Name: e.IfName, MAC: datapath.MAC(e.MAC), MTU: mtu, Owner: owner}})
+		Peer: datapath.Peer{NS: e.Namespace, Name: e.IfName, MAC: datapath.MAC(e.MAC), MTU: mtu, Owner: owner},
+	})
 	for _, ip := range e.IPs {
 		if s, ok := n.SubnetOf(ip); ok {
-			c.Addresses = append(c.Addresses, datapath.Address{NS: e.Namespace, Link: e.IfName,
-				Prefix: netip.PrefixFrom(ip, s.Prefix.Bits()), Owner: owner})
+			c.Addresses = append(c.Addresses, datapath.Address{
+				NS: e.Namespace, Link: e.IfName,
+				Prefix: netip.PrefixFrom(ip, s.Prefix.Bits()), Owner: owner,
+			})
 		}
 	}
 	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), Owner: owner})

@@ -111,8 +111,10 @@ func (d *Daemon) run(ctx context.Context) error {
 // serve answers the local API until ctx ends. The socket's file stays: the next daemon takes
 // its place, and meanwhile clients are told that none answers.
 func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{Handler: local.NewHandler(node{d}), ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{
+		Handler: local.NewHandler(node{d}), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -158,8 +158,10 @@ func (d *Daemon) Init(ctx context.Context, r overlay.InitRequest) (reply overlay
 		return reply, err
 	}
 	control := netip.AddrPortFrom(at.Advertise, d.cfg.ControlPort)
-	f, err := cluster.Found(id, cluster.Founding{Name: name, Control: control, Params: params,
-		Gossip: netip.AddrPortFrom(at.Advertise, d.cfg.GossipPort)}, time.Now())
+	f, err := cluster.Found(id, cluster.Founding{
+		Name: name, Control: control, Params: params,
+		Gossip: netip.AddrPortFrom(at.Advertise, d.cfg.GossipPort),
+	}, time.Now())
 	if err != nil {
 		return reply, err
 	}
@@ -269,8 +271,10 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 	if err != nil {
 		return reply, err
 	}
-	answer, err := c.Join(ctx, api.JoinRequest{V: 1, Node: id.Node, Key: id.Public(), Name: name, Hello: d.hello(),
-		Control: netip.AddrPortFrom(at.Advertise, d.cfg.ControlPort), Gossip: netip.AddrPortFrom(at.Advertise, d.cfg.GossipPort)})
+	answer, err := c.Join(ctx, api.JoinRequest{
+		V: 1, Node: id.Node, Key: id.Public(), Name: name, Hello: d.hello(),
+		Control: netip.AddrPortFrom(at.Advertise, d.cfg.ControlPort), Gossip: netip.AddrPortFrom(at.Advertise, d.cfg.GossipPort),
+	})
 	if err != nil {
 		return reply, err
 	}

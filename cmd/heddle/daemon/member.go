@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,10 +77,12 @@ func (m *member) build(first *overlay.Facts) error {
 		return err
 	}
 	f := m.facts()
-	g, err := gossip.New(gossip.Config{Self: id.Node, Label: f.Cluster, Keys: f.GossipKeys,
+	g, err := gossip.New(gossip.Config{
+		Self: id.Node, Label: f.Cluster, Keys: f.GossipKeys,
 		Bind:      netip.AddrPortFrom(m.at.Listen, m.d.cfg.GossipPort),
 		Advertise: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
-		Server:    m.cred.PeerServer, Client: m.cred.PeerClient, Peer: pki.Peer, Trust: m.trust, Hello: m.d.hello(), Log: m.log})
+		Server:    m.cred.PeerServer, Client: m.cred.PeerClient, Peer: pki.Peer, Trust: m.trust, Hello: m.d.hello(), Log: m.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -86,9 +90,11 @@ func (m *member) build(first *overlay.Facts) error {
 	if err := m.introduce(g); err != nil {
 		return err
 	}
-	m.agent, err = agent.New(agent.Config{Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key,
+	m.agent, err = agent.New(agent.Config{
+		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key,
 		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
-		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log})
+		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
+	})
 	return err
 }
 
@@ -124,9 +130,11 @@ func (m *member) record() (overlay.SignedNode, error) {
 		m.log.Warn("the data-path address is on no interface of this host; overlays reach nobody until it is back", "addr", m.at.DataPath, "err", err)
 		mtu = 1500
 	}
-	r := overlay.NodeRecord{V: 1, Place: f.Place, Node: id.Node, Number: number, Name: row.Name, MTU: mtu, Hello: m.d.hello(),
+	r := overlay.NodeRecord{
+		V: 1, Place: f.Place, Node: id.Node, Number: number, Name: row.Name, MTU: mtu, Hello: m.d.hello(),
 		Control: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.ControlPort),
-		Gossip:  netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort)}
+		Gossip:  netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
+	}
 	if m.at.DataPath.Is4() {
 		r.DataPath4 = m.at.DataPath
 	} else {
@@ -260,15 +268,17 @@ func (m *member) contact(ctx context.Context) error {
 
 func (m *member) seek(ctx context.Context) {
 	f, g, self := m.facts(), m.gossip.Load(), m.cred.Identity().Node
+	alive := map[overlay.NodeID]bool{}
 	for _, p := range g.Peers() {
-		if p.State == "alive" {
-			return
-		}
+		alive[p.Node] = p.State == "alive" || p.State == "suspect"
 	}
 	var at []netip.AddrPort
-	for id, n := range f.Nodes {
-		if id != self && n.Gossip.IsValid() {
+	for id, n := range f.Nodes { // one that seems dead, or while there is no other any
+		if id != self && !alive[id] && n.Gossip.IsValid() {
 			at = append(at, n.Gossip)
+			if slices.Contains(slices.Collect(maps.Values(alive)), true) {
+				break
+			}
 		}
 	}
 	if len(at) > 0 {

@@ -27,8 +27,10 @@ func newRole(m *member) *role { return &role{m: m} }
 // open opens this node's manager.
 func (r *role) open() (*cluster.Manager, error) {
 	m := r.m
-	return cluster.Open(cluster.Config{Self: m.cred.Identity().Node, Dir: m.d.raftDir(), Credentials: m.cred, Port: m.port,
-		Client: m.client, Observer: observer{m}, Hello: m.d.hello(), Now: time.Now, Log: m.log})
+	return cluster.Open(cluster.Config{
+		Self: m.cred.Identity().Node, Dir: m.d.raftDir(), Credentials: m.cred, Port: m.port,
+		Client: m.client, Observer: observer{m}, Hello: m.d.hello(), Now: time.Now, Log: m.log,
+	})
 }
 
 // start runs what the node's certificate says, before there are facts.
