@@ -30,8 +30,7 @@ var (
 	webID  = EndpointID(strings.Repeat("e", 32))
 )
 
-func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
-func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func lease() Lease {
 	return Lease{

@@ -11,8 +11,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-func with[T any](v T, f func(*T)) T { f(&v); return v }
-
 func wantErr(t *testing.T, err error, kind Kind, part string) {
 	t.Helper()
 	if part == "" {

@@ -54,7 +54,7 @@ func (c *cluster) node(role overlay.Role, epoch uint64, signed time.Time) *Crede
 }
 
 // handshake connects and returns what each side says, and whom the server saw.
-func handshake(server, client *tls.Config) (serverErr, clientErr error, seen Subject) {
+func handshake(server, client *tls.Config) (seen Subject, serverErr, clientErr error) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
@@ -80,7 +80,7 @@ func handshake(server, client *tls.Config) (serverErr, clientErr error, seen Sub
 	if serverErr == nil {
 		seen, _ = PeerSubject(s.ConnectionState())
 	}
-	return serverErr, clientErr, seen
+	return seen, serverErr, clientErr
 }
 
 func TestWhoMayConnect(t *testing.T) {
@@ -137,7 +137,7 @@ func TestWhoMayConnect(t *testing.T) {
 		{"a peer with another's address", w.PeerServer("g/1"), w.PeerClient(id(m), "g/1"), "", "was expected"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s, c, seen := handshake(tc.server, tc.client)
+			seen, s, c := handshake(tc.server, tc.client)
 			if !matches(c, tc.wantClient) {
 				t.Errorf("client: %v, want %q", c, tc.wantClient)
 			}
@@ -202,7 +202,7 @@ func TestReload(t *testing.T) {
 	c := newCluster(t, "c1")
 	m, w := c.node(overlay.Manager, 1, now), c.node(overlay.Worker, 1, now)
 	serve := w.Control(func(string) bool { return true })
-	if _, err, _ := handshake(serve, m.ForManager("")); err == nil {
+	if _, _, err := handshake(serve, m.ForManager("")); err == nil {
 		t.Fatal("a worker answered as manager")
 	}
 	id := w.Identity()
@@ -216,7 +216,7 @@ func TestReload(t *testing.T) {
 	if err := w.Set(id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err, _ := handshake(serve, m.ForManager("")); err != nil {
+	if _, _, err := handshake(serve, m.ForManager("")); err != nil {
 		t.Fatalf("after promotion: %v", err)
 	}
 }

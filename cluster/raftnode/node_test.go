@@ -197,20 +197,6 @@ func (m *member) run() {
 	m.stop = func() error { cancel(); return <-ended }
 }
 
-// kill ends a node as a crash would: without a word to the others.
-func (m *member) kill() {
-	m.store.fail(errors.New("killed by the test"))
-	<-m.ended
-	m.stop = nil
-	m.wait("raft to let go of its log", func() bool {
-		s, err := openStore(m.dir)
-		if err == nil {
-			s.Close()
-		}
-		return err == nil
-	})
-}
-
 func (m *member) end() {
 	if m.stop != nil {
 		if err := m.stop(); err != nil {
