@@ -1,0 +1,273 @@
+package gossip
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"log/slog"
+	"math/big"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+const (
+	nodeA = overlay.NodeID("aa000000000000000000000000000000")
+	nodeB = overlay.NodeID("bb000000000000000000000000000000")
+	blue  = overlay.NetworkID("11000000000000000000000000000000")
+	web   = overlay.EndpointID("e1000000000000000000000000000000")
+)
+
+var (
+	place = overlay.Place{Cluster: "c1", Epoch: 1}
+	caKey = seed("ca")
+	sign  = seed("signing")
+)
+
+func seed(s string) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed([]byte((s + strings.Repeat(".", 32))[:32]))
+}
+
+func public(k ed25519.PrivateKey) ed25519.PublicKey { return k.Public().(ed25519.PublicKey) }
+
+func trust(t testing.TB) overlay.Trust {
+	k, err := overlay.CertifyRingKey(caKey, place, public(sign))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return overlay.Trust{Place: place, CA: public(caKey), Ring: []overlay.RingKey{k}}
+}
+
+func state(t testing.TB, d overlay.Domain, key ed25519.PrivateKey, body any) overlay.Signed {
+	t.Helper()
+	s, err := overlay.Sign(d, key, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func lease(t testing.TB, node overlay.NodeID) overlay.Signed {
+	first := map[overlay.NodeID]string{nodeA: "10.0.0.2", nodeB: "10.0.0.18"}[node]
+	a := netip.MustParseAddr(first)
+	return state(t, overlay.DomainLease, sign, overlay.Lease{V: 1, Place: place, Network: blue, Node: node, Key: public(seed(string(node))), Index: 3,
+		Grants: []overlay.Grant{{First: a, Last: a.Next().Next().Next(), Index: 3}}})
+}
+
+func endpoint(t testing.TB, owner overlay.NodeID, number uint64, ip string, labels map[string]string) overlay.Signed {
+	return state(t, overlay.DomainRecord, seed(string(owner)), overlay.Record{V: 1, Place: place, Network: blue, Owner: owner, Endpoint: web, Workload: "web",
+		Incarnation: 1, Number: number, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr(ip)}, Labels: labels})
+}
+
+// tlsOf makes TLS configurations in which a peer is the name in its certificate.
+func tlsOf(t testing.TB, id overlay.NodeID) (server func(...string) *tls.Config, client func(overlay.NodeID, ...string) *tls.Config) {
+	key := seed(string(id))
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: string(id)}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, public(key), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.RequireAnyClientCert, InsecureSkipVerify: true}
+	with := func(alpns ...string) *tls.Config { c := base.Clone(); c.NextProtos = alpns; return c }
+	return with, func(_ overlay.NodeID, alpns ...string) *tls.Config { return with(alpns...) }
+}
+
+// node starts a node on loopback, whose kernel is always up to date when kernel is true.
+func node(t testing.TB, id overlay.NodeID, kernel bool) *Node {
+	t.Helper()
+	server, client := tlsOf(t, id)
+	tr := trust(t)
+	n, err := New(Config{Self: id, Bind: netip.MustParseAddrPort("127.0.0.1:0"), Advertise: netip.MustParseAddrPort("127.0.0.1:0"), Label: "c1",
+		Keys: [][]byte{make([]byte, 32)}, Server: server, Client: client, Trust: func() overlay.Trust { return tr }, Log: slog.New(slog.DiscardHandler),
+		Peer: func(cs tls.ConnectionState) (overlay.NodeID, error) {
+			return overlay.NodeID(cs.PeerCertificates[0].Subject.CommonName), nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := overlay.SignedNode{
+		Identity: state(t, overlay.DomainIdentity, sign, overlay.Identity{V: 1, Place: place, Node: id, Key: public(seed(string(id))), Number: 1}),
+		Record: state(t, overlay.DomainNodeRecord, seed(string(id)), overlay.NodeRecord{V: 1, Place: place, Node: id, Number: 1, Name: string(id[:2]),
+			Gossip: n.Advertised(), DataPath4: netip.MustParseAddr("127.0.0.1"), MTU: 1500}),
+	}
+	if err := n.SetSelf(self); err != nil {
+		t.Fatal(err)
+	}
+	n.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA, nodeB}}, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = n.Run(ctx) }()
+	if kernel {
+		go func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-n.Changed():
+					n.Applied(n.Revision())
+				}
+			}
+		}()
+	}
+	t.Cleanup(func() { cancel(); <-done })
+	return n
+}
+
+// pair is two nodes in contact.
+func pair(t testing.TB, kernel bool) (a, b *Node) {
+	t.Helper()
+	a, b = node(t, nodeA, true), node(t, nodeB, kernel)
+	if err := b.Join(t.Context(), []netip.AddrPort{a.Advertised()}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the nodes know each other", func() bool { return len(a.Nodes()) == 2 && len(b.Nodes()) == 2 })
+	return a, b
+}
+
+func soon(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(10 * time.Second); !ok(); {
+		select {
+		case <-end:
+			t.Fatalf("not in time: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func TestAPushIsAcknowledgedWhenItStands(t *testing.T) {
+	a, b := pair(t, true)
+	var took []time.Duration
+	for i := range 50 {
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, uint64(i+1), "10.0.0.2", nil)}, lease(t, nodeA))
+		cancel()
+		if err != nil || len(silent) > 0 {
+			t.Fatalf("silent %v, %v", silent, err)
+		}
+		took = append(took, time.Since(begin))
+		if c := b.Claims(blue); len(c) != 1 || c[0].Record.Number != uint64(i+1) {
+			t.Fatalf("acknowledged, but b has %v", c)
+		}
+	}
+	slices.Sort(took)
+	t.Logf("publish until acknowledged: p50 %s, max %s", took[25], took[49])
+}
+
+// A record that does not fit in a packet goes as a stream.
+func TestALargePush(t *testing.T) {
+	a, b := pair(t, true)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", map[string]string{"k": strings.Repeat("v", 4000)})}, lease(t, nodeA))
+	if err != nil || len(silent) > 0 || len(b.Claims(blue)) != 1 {
+		t.Errorf("silent %v, %v, b has %v", silent, err, b.Claims(blue))
+	}
+}
+
+// Who has not put a record into its kernel does not acknowledge it, and is named.
+func TestSilentNodesAreNamed(t *testing.T) {
+	a, b := pair(t, false)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA))
+	if err != nil || !slices.Equal(silent, []overlay.NodeID{nodeB}) {
+		t.Errorf("silent %v, %v; want b", silent, err)
+	}
+	soon(t, "b has the record all the same", func() bool { return len(b.Claims(blue)) == 1 })
+}
+
+// What was said before a node took part reaches it by an exchange.
+func TestSync(t *testing.T) {
+	a := node(t, nodeA, true)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.Publish(ended, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA)); err != nil {
+		t.Fatal(err)
+	}
+	b := node(t, nodeB, true)
+	if err := b.Join(t.Context(), []netip.AddrPort{a.Advertised()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Sync(t.Context(), blue, lease(t, nodeB)); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.Claims(blue)) != 1 {
+		t.Errorf("after Sync b has %v", b.Claims(blue))
+	}
+}
+
+// What is not genuine changes nothing and is counted.
+func TestRefusedRecords(t *testing.T) {
+	good := endpoint(t, nodeA, 1, "10.0.0.2", nil)
+	forged := good
+	forged.Sig = slices.Clone(good.Sig)
+	forged.Sig[0] ^= 1
+	stranger := state(t, overlay.DomainLease, seed("stranger"), overlay.Lease{V: 1, Place: place, Network: blue, Node: nodeA, Key: public(seed(string(nodeA)))})
+	cases := []struct {
+		name          string
+		stated, lease overlay.Signed
+	}{
+		{"wrong signature", forged, lease(t, nodeA)},
+		{"address outside the lease", endpoint(t, nodeA, 1, "10.0.0.99", nil), lease(t, nodeA)},
+		{"another node's lease", endpoint(t, nodeB, 1, "10.0.0.2", nil), lease(t, nodeA)},
+		{"lease of no manager", good, stranger},
+	}
+	n := node(t, nodeB, true)
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			before := n.Counters()["records refused: "+string(overlay.Denied)]
+			n.takeParts([]part{{Network: blue, Batches: []batch{{Owner: nodeA, UpTo: overlay.Version{Incarnation: 1, Number: 9},
+				Leases: []overlay.Signed{tc.lease}, Records: []record{{Signed: tc.stated}}}}}})
+			if c := n.Claims(blue); len(c) > 0 {
+				t.Errorf("it was taken in: %v", c)
+			}
+			if after := n.Counters()["records refused: "+string(overlay.Denied)]; after != before+1 {
+				t.Errorf("refused records counted: %d, want %d", after, before+1)
+			}
+			if m := n.table.Mark(blue, nodeA); m.Number != 0 {
+				t.Errorf("the mark went to %v past a refused record", m)
+			}
+		})
+	}
+}
+
+func TestARemovedNodeIsForgotten(t *testing.T) {
+	a, b := pair(t, true)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AddRemoval(state(t, overlay.DomainRemoval, seed("stranger"), overlay.Removal{V: 1, Place: place, Node: nodeA})); err == nil {
+		t.Errorf("a removal that the managers did not sign was taken in")
+	}
+	if err := b.AddRemoval(state(t, overlay.DomainRemoval, sign, overlay.Removal{V: 1, Place: place, Node: nodeA, Index: 9})); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.Claims(blue)) > 0 || len(b.Nodes()) != 1 {
+		t.Errorf("b still has %v, %v", b.Claims(blue), b.Nodes())
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"v":1,"kind":"ask","from":"` + string(nodeA) + `","networks":[{"network":"x","digest":{"y":{"i":1,"n":2}}}]}`))
+	f.Add([]byte(`{"v":2,"kind":"push"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fr, err := decode(b)
+		if err == nil && (fr.V != version || !overlay.ValidID(string(fr.From))) {
+			t.Errorf("decoded %+v", fr)
+		}
+	})
+}

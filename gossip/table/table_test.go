@@ -1,0 +1,144 @@
+package table
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+const (
+	a   = overlay.NodeID("aa000000000000000000000000000000")
+	b   = overlay.NodeID("bb000000000000000000000000000000")
+	net = overlay.NetworkID("11000000000000000000000000000000")
+)
+
+func claim(owner overlay.NodeID, incarnation, number uint64, endpoint int, ip string, granted uint64) overlay.Claim {
+	r := overlay.Record{Owner: owner, Network: net, Incarnation: incarnation, Number: number,
+		Endpoint: overlay.EndpointID(fmt.Sprintf("%.1s%031d", owner, endpoint)), Deleted: ip == ""}
+	if ip != "" {
+		r.IPs = []netip.Addr{netip.MustParseAddr(ip)}
+	}
+	return overlay.Claim{Record: r, Granted: []uint64{granted}}
+}
+
+// history is what one owner says, in order: endpoints come, change and go.
+func history(t *rapid.T, owner overlay.NodeID, granted uint64) []overlay.Claim {
+	var out []overlay.Claim
+	for i := range rapid.IntRange(0, 12).Draw(t, "changes of "+string(owner[:1])) {
+		ip := ""
+		if rapid.Bool().Draw(t, "stands") {
+			ip = fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 4).Draw(t, "ip"))
+		}
+		out = append(out, claim(owner, 1, uint64(i+1), rapid.IntRange(0, 3).Draw(t, "endpoint"), ip, granted))
+	}
+	return out
+}
+
+func names(cs []overlay.Claim) (s []string) {
+	for _, c := range cs {
+		s = append(s, fmt.Sprintf("%s %d %v", c.Record.Endpoint, c.Record.Number, c.Record.IPs))
+	}
+	return s
+}
+
+// Any order, any duplication and any loss of pushes, then one exchange with somebody who has
+// everything: all replicas hold the same.
+func TestReplicasConverge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		all := append(history(t, a, 1), history(t, b, 2)...)
+		whole := New()
+		for _, c := range all {
+			whole.Merge(c)
+		}
+		replica := New()
+		for range rapid.IntRange(0, 2*len(all)).Draw(t, "pushes") {
+			replica.Merge(all[rapid.IntRange(0, len(all)-1).Draw(t, "push")])
+		}
+		for _, batch := range whole.Missing(net, replica.Digest(net)) {
+			replica.MergeBatch(net, batch)
+		}
+		if d := cmp.Diff(names(whole.Live(net)), names(replica.Live(net))); d != "" {
+			t.Fatalf("live endpoints differ:\n%s", d)
+		}
+		if d := cmp.Diff(whole.Digest(net), replica.Digest(net)); d != "" {
+			t.Fatalf("digests differ:\n%s", d)
+		}
+		if more := whole.Missing(net, replica.Digest(net)); len(more) > 0 {
+			t.Fatalf("after an exchange something is still missing: %v", more)
+		}
+	})
+}
+
+// The mark says what is held without a gap: a lost push is asked for again.
+func TestTheMarkSkipsNoGap(t *testing.T) {
+	tb := New()
+	for _, n := range []uint64{1, 3, 4} {
+		tb.Merge(claim(a, 1, n, int(n), "10.0.0.1", 1))
+	}
+	if m := tb.Mark(net, a); m.Number != 1 {
+		t.Fatalf("with 1, 3 and 4 held the mark is %d, want 1", m.Number)
+	}
+	tb.Merge(claim(a, 1, 2, 2, "10.0.0.2", 1))
+	if m := tb.Mark(net, a); m.Number != 4 {
+		t.Errorf("with 1 to 4 held the mark is %d", m.Number)
+	}
+}
+
+// A batch may lack numbers that later ones superseded; the mark passes them.
+func TestABatchFillsGaps(t *testing.T) {
+	tb := New()
+	tb.MergeBatch(net, Batch{Owner: a, UpTo: overlay.Version{Incarnation: 1, Number: 9}, Claims: []overlay.Claim{claim(a, 1, 9, 1, "10.0.0.1", 1)}})
+	if m := tb.Mark(net, a); m.Number != 9 {
+		t.Errorf("the mark is %d, want 9", m.Number)
+	}
+}
+
+func TestAnOwnerThatLostItsDisk(t *testing.T) {
+	tb := New()
+	tb.Merge(claim(a, 1, 1, 1, "10.0.0.1", 1))
+	tb.Merge(claim(a, 2, 1, 2, "10.0.0.2", 1))
+	if got := names(tb.Live(net)); len(got) != 1 || !strings.Contains(got[0], "10.0.0.2") {
+		t.Errorf("live are %v, want the new life's alone", got)
+	}
+	if tb.Merge(claim(a, 1, 5, 1, "10.0.0.1", 1)) {
+		t.Errorf("a record of a former life was taken in")
+	}
+}
+
+// Two owners claim one address: the later grant wins, in every order of arrival.
+func TestTheLaterGrantWins(t *testing.T) {
+	older, newer := claim(a, 1, 7, 1, "10.0.0.1", 5), claim(b, 1, 1, 1, "10.0.0.1", 6)
+	for _, order := range [][]overlay.Claim{{older, newer}, {newer, older}, {newer, older, newer}} {
+		tb := New()
+		for _, c := range order {
+			tb.Merge(c)
+		}
+		if live := tb.Live(net); len(live) != 1 || live[0].Record.Owner != b {
+			t.Errorf("live: %v", names(live))
+		}
+	}
+}
+
+func TestRemoval(t *testing.T) {
+	tb := New()
+	tb.Merge(claim(a, 1, 1, 1, "10.0.0.1", 1))
+	tb.Merge(claim(b, 1, 1, 1, "10.0.0.2", 1))
+	if !tb.DropOwner(a) || tb.DropOwner(a) {
+		t.Errorf("a removed owner is dropped once")
+	}
+	tb.Merge(claim(b, 1, 2, 1, "", 0))
+	if live := tb.Live(net); len(live) > 0 {
+		t.Errorf("live: %v", names(live))
+	}
+	tb.DropNetwork(net)
+	if slices.Contains(tb.Networks(), net) {
+		t.Errorf("a dropped network is still there")
+	}
+}
