@@ -57,13 +57,17 @@ func state(t testing.TB, d overlay.Domain, key ed25519.PrivateKey, body any) ove
 func lease(t testing.TB, node overlay.NodeID) overlay.Signed {
 	first := map[overlay.NodeID]string{nodeA: "10.0.0.2", nodeB: "10.0.0.18"}[node]
 	a := netip.MustParseAddr(first)
-	return state(t, overlay.DomainLease, sign, overlay.Lease{V: 1, Place: place, Network: blue, Node: node, Key: public(seed(string(node))), Index: 3,
-		Grants: []overlay.Grant{{First: a, Last: a.Next().Next().Next(), Index: 3}}})
+	return state(t, overlay.DomainLease, sign, overlay.Lease{
+		V: 1, Place: place, Network: blue, Node: node, Key: public(seed(string(node))), Index: 3,
+		Grants: []overlay.Grant{{First: a, Last: a.Next().Next().Next(), Index: 3}},
+	})
 }
 
 func endpoint(t testing.TB, owner overlay.NodeID, number uint64, ip string, labels map[string]string) overlay.Signed {
-	return state(t, overlay.DomainRecord, seed(string(owner)), overlay.Record{V: 1, Place: place, Network: blue, Owner: owner, Endpoint: web, Workload: "web",
-		Incarnation: 1, Number: number, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr(ip)}, Labels: labels})
+	return state(t, overlay.DomainRecord, seed(string(owner)), overlay.Record{
+		V: 1, Place: place, Network: blue, Owner: owner, Endpoint: web, Workload: "web",
+		Incarnation: 1, Number: number, MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr(ip)}, Labels: labels,
+	})
 }
 
 // tlsOf makes TLS configurations in which a peer is the name in its certificate.
@@ -74,8 +78,10 @@ func tlsOf(t testing.TB, id overlay.NodeID) (server func(...string) *tls.Config,
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
-		ClientAuth: tls.RequireAnyClientCert, InsecureSkipVerify: true}
+	base := &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.RequireAnyClientCert, InsecureSkipVerify: true,
+	}
 	with := func(alpns ...string) *tls.Config { c := base.Clone(); c.NextProtos = alpns; return c }
 	return with, func(_ overlay.NodeID, alpns ...string) *tls.Config { return with(alpns...) }
 }
@@ -85,18 +91,22 @@ func node(t testing.TB, id overlay.NodeID, kernel bool) *Node {
 	t.Helper()
 	server, client := tlsOf(t, id)
 	tr := trust(t)
-	n, err := New(Config{Self: id, Bind: netip.MustParseAddrPort("127.0.0.1:0"), Advertise: netip.MustParseAddrPort("127.0.0.1:0"), Label: "c1",
+	n, err := New(Config{
+		Self: id, Bind: netip.MustParseAddrPort("127.0.0.1:0"), Advertise: netip.MustParseAddrPort("127.0.0.1:0"), Label: "c1",
 		Keys: [][]byte{make([]byte, 32)}, Server: server, Client: client, Trust: func() overlay.Trust { return tr }, Log: slog.New(slog.DiscardHandler),
 		Peer: func(cs tls.ConnectionState) (overlay.NodeID, error) {
 			return overlay.NodeID(cs.PeerCertificates[0].Subject.CommonName), nil
-		}})
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	self := overlay.SignedNode{
 		Identity: state(t, overlay.DomainIdentity, sign, overlay.Identity{V: 1, Place: place, Node: id, Key: public(seed(string(id))), Number: 1}),
-		Record: state(t, overlay.DomainNodeRecord, seed(string(id)), overlay.NodeRecord{V: 1, Place: place, Node: id, Number: 1, Name: string(id[:2]),
-			Gossip: n.Advertised(), DataPath4: netip.MustParseAddr("127.0.0.1"), MTU: 1500}),
+		Record: state(t, overlay.DomainNodeRecord, seed(string(id)), overlay.NodeRecord{
+			V: 1, Place: place, Node: id, Number: 1, Name: string(id[:2]),
+			Gossip: n.Advertised(), DataPath4: netip.MustParseAddr("127.0.0.1"), MTU: 1500,
+		}),
 	}
 	if err := n.SetSelf(self); err != nil {
 		t.Fatal(err)
@@ -228,8 +238,10 @@ func TestRefusedRecords(t *testing.T) {
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
 			before := n.Counters()["records refused: "+string(overlay.Denied)]
-			n.takeParts([]part{{Network: blue, Batches: []batch{{Owner: nodeA, UpTo: overlay.Version{Incarnation: 1, Number: 9},
-				Leases: []overlay.Signed{tc.lease}, Records: []record{{Signed: tc.stated}}}}}})
+			n.takeParts([]part{{Network: blue, Batches: []batch{{
+				Owner: nodeA, UpTo: overlay.Version{Incarnation: 1, Number: 9},
+				Leases: []overlay.Signed{tc.lease}, Records: []record{{Signed: tc.stated}},
+			}}}})
 			if c := n.Claims(blue); len(c) > 0 {
 				t.Errorf("it was taken in: %v", c)
 			}

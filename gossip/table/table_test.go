@@ -20,8 +20,10 @@ const (
 )
 
 func claim(owner overlay.NodeID, incarnation, number uint64, endpoint int, ip string, granted uint64) overlay.Claim {
-	r := overlay.Record{Owner: owner, Network: net, Incarnation: incarnation, Number: number,
-		Endpoint: overlay.EndpointID(fmt.Sprintf("%.1s%031d", owner, endpoint)), Deleted: ip == ""}
+	r := overlay.Record{
+		Owner: owner, Network: net, Incarnation: incarnation, Number: number,
+		Endpoint: overlay.EndpointID(fmt.Sprintf("%.1s%031d", owner, endpoint)), Deleted: ip == "",
+	}
 	if ip != "" {
 		r.IPs = []netip.Addr{netip.MustParseAddr(ip)}
 	}
