@@ -119,6 +119,10 @@ func unshare() error {
 	return nil
 }
 
+// mountPoint is what a file holds that heddle made to mount a namespace on: one that a crash
+// has left without a namespace is known by it, and removed.
+const mountPoint = "heddle\n"
+
 // Make makes a namespace and, after prepare has run inside it, gives it the name. A name
 // is never seen on a namespace that is not prepared. An existing one is an error that
 // wraps os.ErrExist.
@@ -132,18 +136,16 @@ func (d Dir) Make(name string, prepare func() error) error {
 	} else if ok {
 		return fmt.Errorf("make namespace %s: %w", path, os.ErrExist)
 	}
-	// A file without a namespace is what a crash or an unmount has left.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
-	if err != nil {
-		return fmt.Errorf("make namespace: %w", err)
-	}
-	f.Close()
-	err = onThread(func() error {
+	err := onThread(func() error {
 		if err := unshare(); err != nil {
 			return err
 		}
 		if err := prepare(); err != nil {
 			return err
+		}
+		// A file that is there has no namespace: a crash or an unmount has left it.
+		if err := os.WriteFile(path, []byte(mountPoint), 0o444); err != nil {
+			return fmt.Errorf("make namespace: %w", err)
 		}
 		if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount namespace %s: %w", path, err)
@@ -200,7 +202,8 @@ func (d Dir) Remove(name string) error {
 	return nil
 }
 
-// List names the namespaces of the directory.
+// List names the namespaces of the directory, and clears away what a crash of Make has left.
+// It is not for use beside Make.
 func (d Dir) List() ([]string, error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -208,8 +211,14 @@ func (d Dir) List() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if ok, err := mounted(d.Path(e.Name())); err == nil && ok {
+		switch ok, err := mounted(d.Path(e.Name())); {
+		case err != nil:
+		case ok:
 			names = append(names, e.Name())
+		default:
+			if b, err := os.ReadFile(d.Path(e.Name())); err == nil && string(b) == mountPoint {
+				os.Remove(d.Path(e.Name()))
+			}
 		}
 	}
 	return names, nil

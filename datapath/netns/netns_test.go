@@ -147,3 +147,23 @@ func TestTemporary(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A crash between the file and its namespace leaves a file that the next listing removes. An
+// empty one, as ip netns makes, is somebody else's.
+func TestListClearsWhatACrashLeft(t *testing.T) {
+	d := Dir(t.TempDir())
+	for name, content := range map[string]string{"ours": mountPoint, "theirs": ""} {
+		if err := os.WriteFile(d.Path(name), []byte(content), 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names, err := d.List(); err != nil || len(names) > 0 {
+		t.Fatalf("List: %v, %v", names, err)
+	}
+	if _, err := os.Stat(d.Path("ours")); !os.IsNotExist(err) {
+		t.Errorf("our leftover stays: %v", err)
+	}
+	if _, err := os.Stat(d.Path("theirs")); err != nil {
+		t.Errorf("a file of somebody else is gone: %v", err)
+	}
+}
