@@ -316,13 +316,14 @@ func watch(t *testing.T, path string) (events func() int) {
 		return err
 	}))
 	t.Cleanup(c.close)
+	fd := c.sockets[unix.NETLINK_ROUTE].Socket.GetFd()
 	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
-		must(t, unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
+		must(t, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
 	}
 	return func() (n int) {
 		b := make([]byte, 1<<16)
 		for {
-			if _, _, err := unix.Recvfrom(c.fd, b, unix.MSG_DONTWAIT); err != nil {
+			if _, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT); err != nil {
 				return n
 			}
 			n++
