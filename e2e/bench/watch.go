@@ -125,22 +125,21 @@ func (w *watcher) times(mac string) []time.Time {
 const entries = 4
 
 // spread is the milliseconds from the MAC's last entry on its own node, before anything is
-// seen elsewhere, to its last entry on the other.
+// seen elsewhere, to its last entry on the other. A node tells the others while its own kernel
+// works, so that the other may be first: then it counts from the first entry on its own node,
+// and can be negative.
 func spread(on, at *watcher, mac string) (float64, error) {
-	var far []time.Time
-	for end := time.Now().Add(2 * time.Second); len(far) < entries; time.Sleep(time.Millisecond) {
-		if far = at.times(mac); time.Now().After(end) {
-			return 0, fmt.Errorf("%d of %d entries came within 2 s", len(far), entries)
+	var near, far []time.Time
+	for end := time.Now().Add(2 * time.Second); len(far) < entries || len(near) == 0; time.Sleep(time.Millisecond) {
+		if near, far = on.times(mac), at.times(mac); time.Now().After(end) {
+			return 0, fmt.Errorf("%d of %d entries came within 2 s, %d on the own node", len(far), entries, len(near))
 		}
 	}
-	var stands time.Time
-	for _, t := range on.times(mac) {
+	stands := near[0]
+	for _, t := range near {
 		if t.Before(far[0]) {
 			stands = t
 		}
-	}
-	if stands.IsZero() {
-		return 0, fmt.Errorf("no entry of %s on its own node came before the other's", mac)
 	}
 	return float64(far[entries-1].Sub(stands).Microseconds()) / 1000, nil
 }
