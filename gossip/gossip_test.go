@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -270,6 +272,35 @@ func TestARemovedNodeIsForgotten(t *testing.T) {
 	}
 	if len(b.Claims(blue)) > 0 || len(b.Nodes()) != 1 {
 		t.Errorf("b still has %v, %v", b.Claims(blue), b.Nodes())
+	}
+}
+
+// Membership may not send anybody elsewhere than a node's own record says.
+func TestAMemberAtAnotherAddressThanItsRecord(t *testing.T) {
+	a, b := pair(t, true)
+	at := b.Advertised()
+	meta := delegate{b}.NodeMeta(0)
+	newer := slices.Clone(meta)
+	newer[len(newer)-1]++
+	for _, tc := range []struct {
+		name   string
+		addr   netip.AddrPort
+		meta   []byte
+		passes bool
+	}{
+		{"its own", at, meta, true},
+		{"its own, as an IPv6 address", netip.AddrPortFrom(netip.AddrFrom16(at.Addr().As16()), at.Port()), meta, true},
+		{"another address", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), at.Port()), meta, false},
+		{"another port", netip.AddrPortFrom(at.Addr(), at.Port()+1), meta, false},
+		{"another address without a number", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), at.Port()), nil, false},
+		{"another address, with a record to come", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), at.Port()), newer, true},
+	} {
+		before := a.Counters()["members refused: another address than their record"]
+		err := delegate{a}.NotifyAlive(&memberlist.Node{Name: string(nodeB), Addr: tc.addr.Addr().AsSlice(), Port: tc.addr.Port(), Meta: tc.meta})
+		after := a.Counters()["members refused: another address than their record"]
+		if (err == nil) != tc.passes || (after > before) == tc.passes {
+			t.Errorf("%s: %v, counted %d", tc.name, err, after-before)
+		}
 	}
 }
 

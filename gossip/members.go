@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/binary"
 	"log/slog"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -69,8 +71,9 @@ func (d delegate) met(m *memberlist.Node) {
 	}
 }
 
-// NotifyAlive implements memberlist.AliveDelegate: a member that was removed, or that claims
-// another address than its signed record, is refused.
+// NotifyAlive implements memberlist.AliveDelegate: a member that was removed is refused, and so
+// is one that claims another address than its signed record. With a record that is not here
+// yet it is taken for now: membership is a hint, and everything else goes by the record.
 func (d delegate) NotifyAlive(m *memberlist.Node) error {
 	d.n.mu.Lock()
 	defer d.n.mu.Unlock()
@@ -79,7 +82,26 @@ func (d delegate) NotifyAlive(m *memberlist.Node) error {
 		d.n.counters["members refused: removed"]++
 		return overlay.Errorf(overlay.Denied, "node %s was removed from the cluster", id.Short())
 	}
+	known, there := d.n.nodes[id]
+	claims := netip.AddrPortFrom(addrOf(m.Addr), m.Port)
+	if there && claims != known.record.Gossip && recordNumber(m.Meta) <= known.record.Number {
+		d.n.counters["members refused: another address than their record"]++
+		return overlay.Errorf(overlay.Denied, "node %s claims address %s, and its record says %s", id.Short(), claims, known.record.Gossip)
+	}
 	return nil
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// recordNumber is the number of the node record that a member's meta tells of.
+func recordNumber(meta []byte) uint64 {
+	if len(meta) != 9 || meta[0] != version {
+		return 0
+	}
+	return binary.BigEndian.Uint64(meta[1:])
 }
 
 // NotifyPingComplete implements memberlist.PingDelegate.

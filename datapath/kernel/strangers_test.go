@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/datapath/datapathtest"
@@ -254,4 +255,26 @@ func TestFarEndChangesHands(t *testing.T) {
 		t.Errorf("the first one's interface is gone:\n%s", l)
 	}
 	again.stop()
+}
+
+// TestKernelWithoutADevice: a kind of link that no kernel has stands for one that this
+// kernel lacks; the refusal is the kernel's own.
+func TestKernelWithoutADevice(t *testing.T) {
+	needRoot(t)
+	err := netns.Temporary(func() error {
+		c, err := dial()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		return c.tryLink("t-none", "heddle-none", nil)
+	})
+	if datapath.FaultOf(err) != datapath.Unsupported || !strings.Contains(err.Error(), "load the module heddle-none") {
+		t.Errorf("a device that no kernel makes: %v", err)
+	}
+	n := newNode(t)
+	err = n.explainAdd(datapath.Link{Kind: datapath.VXLAN, Name: "vxlan0"}, nil, nil, unix.EOPNOTSUPP)
+	if datapath.FaultOf(err) != datapath.Unsupported || !strings.Contains(err.Error(), "cannot make vxlan devices") {
+		t.Errorf("a kernel without vxlan: %v", err)
+	}
 }
