@@ -120,7 +120,7 @@ func (h *host) enter(id pki.Identity, at netip.AddrPort, managers []api.Manager)
 	if h.port, err = control.Listen(at, h.cred, logger()); err != nil {
 		h.t.Fatal(err)
 	}
-	h.client = api.NewClient(h.cred, managers)
+	h.client = api.NewClient(h.cred.Identity().Node, h.cred, managers)
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.running.Go(func() { _ = h.port.Run(h.ctx) })
 	h.t.Cleanup(h.end)

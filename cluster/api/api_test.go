@@ -227,7 +227,7 @@ func (c *cluster) serve(role overlay.Role, s *stub) *site {
 func (m *site) at() Manager { return Manager{m.cred.Identity().Node, m.port.Addr()} }
 
 func (m *site) client(cred *pki.Credentials) (*Client, func()) {
-	c := NewClient(cred, []Manager{m.at()})
+	c := NewClient(cred.Identity().Node, cred, []Manager{m.at()})
 	return c, c.Close
 }
 

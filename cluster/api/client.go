@@ -50,15 +50,17 @@ func Managers(f *overlay.Facts) []Manager {
 // is safe for concurrent use. It starts no goroutine that outlives its calls but those of its
 // idle connections; Close ends them.
 type Client struct {
+	self  overlay.NodeID
 	trans *http.Transport
 
 	mu       sync.Mutex
 	managers []Manager // the first is asked first
 }
 
-// NewClient makes a client with this node's credentials. It does not connect.
-func NewClient(cred *pki.Credentials, managers []Manager) *Client {
-	c := &Client{managers: managers}
+// NewClient makes a client with the credentials of node self. It does not connect.
+func NewClient(self overlay.NodeID, cred *pki.Credentials, managers []Manager) *Client {
+	c := &Client{self: self}
+	c.SetManagers(managers)
 	c.trans = newTransport(cred, c.address)
 	return c
 }
@@ -83,6 +85,7 @@ func newTransport(cred *pki.Credentials, address func(overlay.NodeID) (netip.Add
 }
 
 // SetManagers says which managers there are. The one in use stays in use if it is among them.
+// This node comes last: a manager that has just joined waits for a leader whom the others know.
 func (c *Client) SetManagers(m []Manager) {
 	if len(m) == 0 {
 		return // the old ones may know more
@@ -90,6 +93,10 @@ func (c *Client) SetManagers(m []Manager) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m = slices.Clone(m)
+	if i := slices.IndexFunc(m, func(m Manager) bool { return m.ID == c.self }); i >= 0 {
+		self := m[i]
+		m = append(slices.Delete(m, i, i+1), self)
+	}
 	if len(c.managers) > 0 {
 		if i := slices.IndexFunc(m, func(m Manager) bool { return m.ID == c.managers[0].ID }); i > 0 {
 			m[0], m[i] = m[i], m[0]

@@ -49,7 +49,7 @@ func watching(t *testing.T, cred *pki.Credentials, d *disk, first *overlay.Facts
 	for _, m := range managers {
 		at = append(at, m.at())
 	}
-	cl := NewClient(cred, at)
+	cl := NewClient(cred.Identity().Node, cred, at)
 	w, err := NewWatcher(WatcherConfig{Self: cred.Identity().Node, Client: cl, Store: d, First: first, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestWatchFromDisk(t *testing.T) {
 	later.put(4, overlay.Node{ID: nodeID(1)})
 	w.Client.SetManagers([]Manager{m.at(), later.at()})
 	eventually(t, "facts", func() bool { return w.Facts().Revision == 4 })
-	if _, err := NewWatcher(WatcherConfig{Client: NewClient(nil, nil), Store: &disk{}}); err == nil || !strings.Contains(err.Error(), "heddle leave") {
+	if _, err := NewWatcher(WatcherConfig{Client: NewClient("", nil, nil), Store: &disk{}}); err == nil || !strings.Contains(err.Error(), "heddle leave") {
 		t.Errorf("%v", err)
 	}
 }
@@ -165,7 +165,7 @@ func TestWatchLocal(t *testing.T) {
 
 func TestFactsNeverGoBack(t *testing.T) {
 	w := &Watcher{
-		WatcherConfig: WatcherConfig{Client: NewClient(nil, nil)}, changed: make(chan struct{}, 1),
+		WatcherConfig: WatcherConfig{Client: NewClient("", nil, nil)}, changed: make(chan struct{}, 1),
 		facts: &overlay.Facts{V: 1, Place: place, Revision: 9},
 	}
 	full := func(p overlay.Place, rev uint64) overlay.Delta {

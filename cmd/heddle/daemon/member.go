@@ -63,7 +63,7 @@ func openMember(d *Daemon, id pki.Identity, at store.Addresses, managers []api.M
 	if m.port, err = control.Listen(netip.AddrPortFrom(at.Listen, d.cfg.ControlPort), m.cred, d.log); err != nil {
 		return nil, err
 	}
-	m.client = api.NewClient(m.cred, managers)
+	m.client = api.NewClient(id.Node, m.cred, managers)
 	m.role = newRole(m)
 	return m, nil
 }
