@@ -68,6 +68,7 @@ func (m *Manager) ManagerReady(ctx context.Context, node overlay.NodeID, r api.R
 func (m *Manager) duties(ctx context.Context) error {
 	tick := time.NewTicker(dutiesEvery)
 	defer tick.Stop()
+	forgot := map[overlay.NodeID]map[overlay.NodeID]bool{} // of each removed node, by whom
 	for {
 		changed := m.state.Changed(m.state.View().Revision)
 		leader := m.raft.LeaderChanged()
@@ -75,6 +76,9 @@ func (m *Manager) duties(ctx context.Context) error {
 		if m.raft.Leads() {
 			if err := m.dropDemoted(ctx); err != nil && ctx.Err() == nil {
 				m.Log.Warn("take former managers out of raft; trying again", "err", err)
+			}
+			if err := m.liftFences(ctx, forgot); err != nil && ctx.Err() == nil {
+				m.Log.Warn("free the addresses of removed nodes; trying again", "err", err)
 			}
 		}
 		select {

@@ -42,6 +42,7 @@ type Config struct {
 	Port        *control.Port
 	Client      *api.Client // of this node, to tell the leader that it is ready
 	Observer    Observer
+	Holder      api.Holder // of this node
 	Hello       overlay.Hello
 	Now         func() time.Time
 	Log         *slog.Logger
@@ -50,8 +51,9 @@ type Config struct {
 // Manager is one manager. It is an api.Backend, and an api.Source of facts for its own node.
 type Manager struct {
 	Config
-	state *state.State
-	raft  *raftnode.Node
+	state   *state.State
+	raft    *raftnode.Node
+	holders *api.Holders
 }
 
 var _ api.Backend = (*Manager)(nil)
@@ -59,6 +61,7 @@ var _ api.Backend = (*Manager)(nil)
 // Open opens the manager's log. It starts nothing; Close a manager that is not run.
 func Open(c Config) (*Manager, error) {
 	m := &Manager{Config: c, state: state.New()}
+	m.holders = api.NewHolders(c.Credentials, m.address)
 	var err error
 	m.raft, err = raftnode.Open(raftnode.Config{
 		Self: c.Self, Dir: c.Dir, State: machine{m.state}, Credentials: c.Credentials,
@@ -158,8 +161,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		raftDone <- m.raft.Run(raftCtx)
 		stopServing()
 	}()
-	h := api.NewHandler(api.HandlerConfig{Credentials: m.Credentials, Hello: m.Hello, Backend: m, Address: m.address})
+	h := api.NewHandler(api.HandlerConfig{Credentials: m.Credentials, Hello: m.Hello, Holder: m.Holder, Backend: m, Address: m.address})
 	defer h.Close()
+	defer m.holders.Close()
 	g, gctx := errgroup.WithContext(serveCtx)
 	g.Go(func() error { return api.Serve(gctx, m.Port.Listener(pki.ALPNAPI), h, m.Log) })
 	g.Go(func() error { return api.ServeJoin(gctx, m.Port.Listener(pki.ALPNJoin), h, m.Log) })
@@ -172,8 +176,8 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // ServeWorker answers on the API's part of the control port as a node does that is no manager,
 // until ctx ends or a manager takes over.
-func ServeWorker(ctx context.Context, port *control.Port, cred *pki.Credentials, hello overlay.Hello, log *slog.Logger) error {
-	h := api.NewHandler(api.HandlerConfig{Credentials: cred, Hello: hello})
+func ServeWorker(ctx context.Context, port *control.Port, cred *pki.Credentials, hello overlay.Hello, holder api.Holder, log *slog.Logger) error {
+	h := api.NewHandler(api.HandlerConfig{Credentials: cred, Hello: hello, Holder: holder})
 	defer h.Close()
 	return api.Serve(ctx, port.Listener(pki.ALPNAPI), h, log)
 }

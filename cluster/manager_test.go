@@ -80,6 +80,7 @@ type host struct {
 	watcher *api.Watcher
 	view    *view
 	manager *Manager
+	holder  *keeper
 	clock   atomic.Int64 // nanoseconds that it goes fast
 
 	ctx     context.Context
@@ -100,7 +101,7 @@ func newHost(t *testing.T, name string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &host{t: t, name: name, dir: t.TempDir(), id: id, view: &view{down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]overlay.Claim{}}}
+	return &host{t: t, name: name, dir: t.TempDir(), id: id, holder: &keeper{key: id.Key}, view: &view{down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]overlay.Claim{}}}
 }
 
 func (h *host) facts() *overlay.Facts {
@@ -160,7 +161,7 @@ func (h *host) openManager() {
 	var err error
 	h.manager, err = Open(Config{
 		Self: h.id.Node, Dir: h.dir, Credentials: h.cred, Port: h.port, Client: h.client,
-		Observer: h.view, Hello: hello, Now: func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }, Log: logger(),
+		Observer: h.view, Holder: h.holder, Hello: hello, Now: func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }, Log: logger(),
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -177,7 +178,7 @@ func (h *host) runManager() {
 }
 
 func (h *host) runWorker() {
-	h.role(func(ctx context.Context) { _ = ServeWorker(ctx, h.port, h.cred, hello, logger()) })
+	h.role(func(ctx context.Context) { _ = ServeWorker(ctx, h.port, h.cred, hello, h.holder, logger()) })
 }
 
 var params = overlay.Params{
@@ -361,7 +362,7 @@ func TestInitJoinGrant(t *testing.T) {
 	if err := b.do("POST", "/v1/networks", spec("blue"), &net); err != nil {
 		t.Fatal(err)
 	}
-	g, err := b.client.Grant(ctx(t), "blue", 0, nil)
+	g, err := b.client.Grant(ctx(t), api.GrantRequest{Network: "blue"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/heddle-net/heddle/cluster/api"
 	"github.com/heddle-net/heddle/cluster/state"
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/ipam"
 )
 
 func (m *Manager) findNetwork(ref string) (overlay.Network, error) {
@@ -69,19 +69,6 @@ func (m *Manager) RemoveNetwork(ctx context.Context, ref string) error {
 	return err
 }
 
-// Grant leases addresses to a node.
-func (m *Manager) Grant(ctx context.Context, node overlay.NodeID, r api.GrantRequest) (api.GrantReply, error) {
-	n, err := m.findNetwork(r.Network)
-	if err != nil {
-		return api.GrantReply{}, err
-	}
-	res, err := propose[state.GrantResult](ctx, m, "grant", state.Grant{Network: n.ID, Node: node, Want: r.Want, Addrs: r.Addrs})
-	if err != nil {
-		return api.GrantReply{}, err
-	}
-	return api.GrantReply{Network: res.Network, Leases: res.Leases, Revision: res.Revision}, nil
-}
-
 // Endpoints are all endpoints that this manager sees, sorted by node and name.
 func (m *Manager) Endpoints(context.Context) ([]overlay.Endpoint, error) {
 	rows := []overlay.Endpoint{}
@@ -131,7 +118,10 @@ func (m *Manager) networkRow(v *state.View, n overlay.Network) overlay.NetworkRo
 		Internal: n.Internal, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: m.endpoints(v, n), Participants: []overlay.ParticipantRow{},
 	}
 	for _, s := range n.Subnets {
-		r.IPAM.Config = append(r.IPAM.Config, overlay.IPAMConfigRow{Subnet: s.Prefix, Gateway: s.Gateway, IPRange: s.Range, AuxiliaryAddresses: s.Aux})
+		r.IPAM.Config = append(r.IPAM.Config, overlay.IPAMConfigRow{
+			Subnet: s.Prefix, Gateway: s.Gateway, IPRange: s.Range, AuxiliaryAddresses: s.Aux, Addresses: ipam.Reserved(s).Free(ipam.Leasable(s)),
+			Leased: v.Leased(n.ID, s.Prefix), InUse: inUse(r.Endpoints, s.Prefix),
+		})
 	}
 	leases := v.Leases(n.ID)
 	for _, id := range slices.Sorted(maps.Keys(leases)) {
@@ -141,6 +131,16 @@ func (m *Manager) networkRow(v *state.View, n overlay.Network) overlay.NetworkRo
 		r.Endpoints = []overlay.Endpoint{}
 	}
 	return r
+}
+
+// inUse counts the endpoints' addresses in a subnet.
+func inUse(endpoints []overlay.Endpoint, p netip.Prefix) (n uint64) {
+	for _, e := range endpoints {
+		if p.Contains(e.IPv4.Addr()) || p.Contains(e.IPv6.Addr()) {
+			n++
+		}
+	}
+	return n
 }
 
 // leased counts the addresses of the lease's first family.

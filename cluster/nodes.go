@@ -63,9 +63,6 @@ func (m *Manager) UpdateSelf(ctx context.Context, node overlay.NodeID, a api.Add
 	return res.Node, err
 }
 
-// Applied is told the revision that a node acts by. Nothing that managers do waits for it yet.
-func (m *Manager) Applied(context.Context, overlay.NodeID, uint64) error { return nil }
-
 // Leave takes a node out that asked for it and has no endpoints.
 func (m *Manager) Leave(ctx context.Context, node overlay.NodeID) error {
 	row, ok := m.state.View().Nodes[node]
@@ -75,7 +72,7 @@ func (m *Manager) Leave(ctx context.Context, node overlay.NodeID) error {
 	if err := m.demote(ctx, row, "leave"); err != nil {
 		return err
 	}
-	_, err := propose[state.RemovalResult](ctx, m, "leave", state.RemoveNode{Node: node, Consent: true})
+	_, err := propose[state.RemovalResult](ctx, m, "leave", state.RemoveNode{Node: node, Consent: true, Now: m.Now().Unix()})
 	return err
 }
 
@@ -94,7 +91,7 @@ func (m *Manager) RemoveNode(ctx context.Context, by api.Caller, ref string, for
 	if err := m.demote(ctx, row, "remove"); err != nil {
 		return err
 	}
-	_, err = propose[state.RemovalResult](ctx, m, "remove", state.RemoveNode{Node: row.ID})
+	_, err = propose[state.RemovalResult](ctx, m, "remove", state.RemoveNode{Node: row.ID, Force: force, Now: m.Now().Unix()})
 	return err
 }
 

@@ -15,7 +15,10 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-const syncWidth = 8 // exchanges of one Sync at the same time
+const (
+	syncWidth = 8 // exchanges of one Sync at the same time
+	whereTime = 500 * time.Millisecond
+)
 
 // Sync exchanges digests of a network with all its participants and fetches what is missing.
 // They learn that this node takes part, before they answer: from then on they push to it. It
@@ -33,9 +36,30 @@ func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overla
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(syncWidth)
 	for _, id := range ask {
-		g.Go(func() error { return n.exchange(ctx, id) })
+		g.Go(func() error {
+			n.whereIs(ctx, id)
+			return n.exchange(ctx, id)
+		})
 	}
 	return g.Wait()
+}
+
+// whereIs waits for the record of a node that has come in a moment ago.
+func (n *Node) whereIs(ctx context.Context, id overlay.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, whereTime)
+	defer cancel()
+	tick := time.NewTicker(whereTime / 100)
+	defer tick.Stop()
+	for {
+		if _, err := n.addressOf(id); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // exchangeOnTimer meets nodes that come up at once, and one of each network now and then.

@@ -250,6 +250,19 @@ func (n *Node) SetSelf(s overlay.SignedNode) error {
 	return n.list.UpdateNode(0)
 }
 
+// Introduce learns from a member who there is, and tells all of them what this node says of
+// itself, so that nobody has to hear of it by chance.
+func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
+	if err := n.exchange(ctx, to); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	self := n.nodes[n.Self].signed
+	n.mu.Unlock()
+	n.tellAll(frame{Kind: kindNodes, Nodes: []overlay.SignedNode{self}})
+	return nil
+}
+
 // AddNodes takes over node records from elsewhere, such as this node's disk.
 func (n *Node) AddNodes(nodes []overlay.SignedNode) {
 	for _, s := range nodes {
@@ -375,17 +388,24 @@ func (n *Node) count(what string) {
 	n.mu.Unlock()
 }
 
-// tellAll sends a packet to every living member, once; who misses it has the exchanges.
+// tellAll sends a packet to every node that has said where it is, once; who misses it has the
+// exchanges.
 func (n *Node) tellAll(f frame) {
 	f.V, f.From = version, n.Self
 	b, err := json.Marshal(f)
 	if err != nil {
 		return
 	}
-	for _, m := range n.list.Members() {
-		if m.Name != string(n.Self) {
-			_ = n.list.SendBestEffort(m, b)
+	n.mu.Lock()
+	to := map[overlay.NodeID]netip.AddrPort{}
+	for id, h := range n.nodes {
+		if id != n.Self && h.record.Gossip.IsValid() {
+			to[id] = h.record.Gossip
 		}
+	}
+	n.mu.Unlock()
+	for id, at := range to {
+		_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 const (
 	nodeA = overlay.NodeID("aa000000000000000000000000000000")
 	nodeB = overlay.NodeID("bb000000000000000000000000000000")
+	nodeC = overlay.NodeID("cc000000000000000000000000000000")
 	blue  = overlay.NetworkID("11000000000000000000000000000000")
 	web   = overlay.EndpointID("e1000000000000000000000000000000")
 )
@@ -198,6 +199,61 @@ func TestSilentNodesAreNamed(t *testing.T) {
 		t.Errorf("silent %v, %v; want b", silent, err)
 	}
 	soon(t, "b has the record all the same", func() bool { return len(b.Claims(blue)) == 1 })
+}
+
+// A participant that nobody has heard of yet is named, and told as soon as it is there.
+func TestAParticipantThatHasNotSaidWhereItIs(t *testing.T) {
+	a := node(t, nodeA, true)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA))
+	if err != nil || !slices.Equal(silent, []overlay.NodeID{nodeB}) {
+		t.Errorf("silent %v, %v; want b", silent, err)
+	}
+	b := node(t, nodeB, true)
+	if err := b.Join(t.Context(), []netip.AddrPort{a.Advertised()}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "b has the record", func() bool { return len(b.Claims(blue)) == 1 })
+}
+
+// Introduce tells those that membership has not brought together.
+func TestIntroduce(t *testing.T) {
+	a, b := pair(t, true)
+	c := node(t, nodeC, true)
+	c.AddNodes([]overlay.SignedNode{a.SignedNodes()[nodeA]})
+	if err := c.Introduce(t.Context(), nodeA); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "b knows c", func() bool { _, ok := b.Nodes()[nodeC]; return ok })
+	if len(c.Nodes()) != 3 {
+		t.Errorf("c knows %d nodes", len(c.Nodes()))
+	}
+}
+
+// An own claim to an address that another gave up is a change, even before the other's
+// tombstone is here: what stood for the other must go.
+func TestAnAddressChangesHands(t *testing.T) {
+	a, b := pair(t, true)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA)); err != nil {
+		t.Fatal(err)
+	}
+	before := b.Revision()
+	ip := netip.MustParseAddr("10.0.0.2")
+	later := state(t, overlay.DomainLease, sign, overlay.Lease{
+		V: 1, Place: place, Network: blue, Node: nodeB, Key: public(seed(string(nodeB))), Index: 9, Grants: []overlay.Grant{{First: ip, Last: ip, Index: 9}},
+	})
+	if _, err := b.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeB, 1, "10.0.0.2", nil)}, later); err != nil {
+		t.Fatal(err)
+	}
+	if c := b.Claims(blue); len(c) != 1 || c[0].Record.Owner != nodeB {
+		t.Errorf("b has %v", c)
+	}
+	if b.Revision() == before {
+		t.Error("nobody was told that a's claim does not stand any more")
+	}
 }
 
 // What was said before a node took part reaches it by an exchange.

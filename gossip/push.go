@@ -40,11 +40,13 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 	n.mu.Lock()
 	n.leases[network] = lease
 	for _, c := range claims {
-		n.table.Merge(c)
+		if n.table.Merge(c) && n.table.Contested(c) {
+			n.changes() // another's claim to the address does not stand any more
+		}
 	}
 	p := &push{waits: map[overlay.NodeID]bool{}, done: make(chan struct{})}
 	for id := range n.audience(network) {
-		if !n.dead[id] && n.nodes[id].record.Gossip.IsValid() {
+		if !n.dead[id] {
 			p.waits[id] = true
 		}
 	}
@@ -119,6 +121,9 @@ func (n *Node) send(to []overlay.NodeID, b []byte, f frame) {
 		n.mu.Lock()
 		at := n.nodes[id].record.Gossip
 		n.mu.Unlock()
+		if !at.IsValid() {
+			continue // it has not said yet where it is
+		}
 		if len(b) <= maxPush {
 			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
 			continue

@@ -63,6 +63,10 @@ func tombstone() Record {
 	return Record{V: 1, Place: place, Network: blueID, Endpoint: webID, Owner: nodeA, Incarnation: 1, Number: 5, Deleted: true}
 }
 
+func release() Release {
+	return Release{V: 1, Place: place, Network: blueID, Node: nodeA, Grants: lease().Grants[:1]}
+}
+
 func signed(t testing.TB, d Domain, key string, body any) Signed {
 	t.Helper()
 	s, err := Sign(d, key32(key), body)
@@ -94,6 +98,7 @@ func statements(t testing.TB) map[string]Signed {
 		"node-record-v1": signed(t, DomainNodeRecord, "a", nodeRecord()),
 		"record-v1":      signed(t, DomainRecord, "a", record()),
 		"tombstone-v1":   signed(t, DomainRecord, "a", tombstone()),
+		"release-v1":     signed(t, DomainRelease, "a", release()),
 		"ring-key-v1":    trusting(t).Ring[0].Cert,
 	}
 }
@@ -142,6 +147,9 @@ func TestGoldenStatements(t *testing.T) {
 		t.Error(err)
 	}
 	if _, _, err := tr.CheckNode(SignedNode{kept["identity-v1"], kept["node-record-v1"]}); err != nil {
+		t.Error(err)
+	}
+	if _, err := tr.CheckRelease(kept["release-v1"], nodeA, pub32("a")); err != nil {
 		t.Error(err)
 	}
 	for _, r := range []string{"record-v1", "tombstone-v1"} {

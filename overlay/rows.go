@@ -55,6 +55,9 @@ type IPAMConfigRow struct {
 	Gateway            netip.Addr            `json:",omitzero"`
 	IPRange            netip.Prefix          `json:",omitzero"`
 	AuxiliaryAddresses map[string]netip.Addr `json:",omitempty"`
+	Addresses          uint64                // that endpoints may have; math.MaxUint64 stands for more
+	Leased             uint64                // of them, to nodes
+	InUse              uint64                // of them, by endpoints
 }
 
 // ParticipantRow is a node with a lease in the network.

@@ -17,6 +17,7 @@ const (
 	DomainRemoval    Domain = "removal"     // by the cluster signing key
 	DomainNodeRecord Domain = "node-record" // by the node's key
 	DomainRecord     Domain = "record"      // by the owner's node key
+	DomainRelease    Domain = "release"     // by the key of the lease's node
 	DomainRingKey    Domain = "ring-key"    // by the CA's key
 )
 
@@ -41,7 +42,7 @@ func Reads() map[string]Range {
 	one := Range{1, 1}
 	return map[string]Range{
 		string(DomainLease): one, string(DomainIdentity): one, string(DomainRemoval): one,
-		string(DomainNodeRecord): one, string(DomainRecord): one, string(DomainRingKey): one,
+		string(DomainNodeRecord): one, string(DomainRecord): one, string(DomainRelease): one, string(DomainRingKey): one,
 		"command": one, "snapshot": one, "facts": one, "api": one, "join": one,
 		"gossip": one, "local": one, "disk": one,
 	}

@@ -129,6 +129,26 @@ func (t Trust) CheckRecordUnder(rec, lease Signed, l Lease) (Claim, error) {
 	return c, nil
 }
 
+// CheckRelease checks a release against the key of the node whose lease it is about.
+func (t Trust) CheckRelease(s Signed, node NodeID, key ed25519.PublicKey) (Release, error) {
+	var r Release
+	if err := s.verify(DomainRelease, key, &r); err != nil {
+		return Release{}, err
+	}
+	if err := t.here(DomainRelease, r.Place); err != nil {
+		return Release{}, err
+	}
+	if r.Node != node {
+		return Release{}, Errorf(Denied, "release: of another node's lease")
+	}
+	for _, g := range r.Grants {
+		if !g.First.IsValid() || g.First.BitLen() != g.Last.BitLen() || g.Last.Less(g.First) || g.First.Zone() != "" || g.Last.Zone() != "" {
+			return Release{}, Errorf(Invalid, "release: %s-%s is no run of addresses", g.First, g.Last)
+		}
+	}
+	return r, nil
+}
+
 func (r Record) validate() error {
 	switch {
 	case !ValidID(string(r.Endpoint)) || !ValidID(string(r.Network)) || !ValidID(string(r.Owner)):

@@ -51,10 +51,20 @@ type Backend interface {
 	Renew(ctx context.Context, node overlay.NodeID) (Certificate, error)
 	Leave(ctx context.Context, node overlay.NodeID) error
 	UpdateSelf(ctx context.Context, node overlay.NodeID, a Addresses) (overlay.Node, error)
-	Applied(ctx context.Context, node overlay.NodeID, revision uint64) error
+	// Release takes back addresses of a node's lease; the statement says whose.
+	Release(ctx context.Context, node overlay.NodeID, s overlay.Signed) (GrantReply, error)
 	ManagerReady(ctx context.Context, node overlay.NodeID, r Ready) error
 
 	Source // what watch streams are made of
+}
+
+// Holder answers what managers ask of any node, about its leases.
+type Holder interface {
+	// Release gives up addresses that idle.
+	Release(context.Context, overlay.ReleaseRequest) (overlay.ReleaseReply, error)
+	// Forgot returns without error when nothing in this node's kernel leads to a removed node
+	// any more.
+	Forgot(context.Context, overlay.NodeID) error
 }
 
 // Source is a state that can be followed.
@@ -110,6 +120,7 @@ type GrantRequest struct {
 	Network string       `json:"network"` // name, ID or prefix
 	Want    int          `json:"want,omitempty"`
 	Addrs   []netip.Addr `json:"addrs,omitempty"`
+	Spare   bool         `json:"spare,omitempty"` // for the reserve: nobody is pressed for it
 }
 
 // GrantReply is a network with all its leases at a revision.
@@ -130,10 +141,6 @@ type Ready struct {
 	Last uint64 `json:"last"`
 }
 
-type applied struct {
-	Revision uint64 `json:"revision"`
-}
-
 // Paths of the API that only nodes use. The others are those of the local API.
 const (
 	pathHello   = "/v1/hello"
@@ -143,8 +150,11 @@ const (
 	pathRenew   = "/v1/renew"
 	pathLeave   = "/v1/leave"
 	pathSelf    = "/v1/self"
-	pathApplied = "/v1/applied"
+	pathRelease = "/v1/release"
 	pathReady   = "/v1/manager-ready"
+
+	pathHolderRelease = "/v1/holder/release" // these two on every node
+	pathHolderForgot  = "/v1/holder/forgot"
 )
 
 // Headers between managers, honoured from managers alone, and the ID of a request, by which a

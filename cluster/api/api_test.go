@@ -91,7 +91,9 @@ func (s *stub) Leave(context.Context, overlay.NodeID) error                    {
 func (s *stub) UpdateSelf(context.Context, overlay.NodeID, Addresses) (n overlay.Node, _ error) {
 	return n, nil
 }
-func (s *stub) Applied(context.Context, overlay.NodeID, uint64) error     { return nil }
+func (s *stub) Release(context.Context, overlay.NodeID, overlay.Signed) (g GrantReply, _ error) {
+	return g, nil
+}
 func (s *stub) ManagerReady(context.Context, overlay.NodeID, Ready) error { return nil }
 
 func (s *stub) FactsFor(overlay.NodeID) *overlay.Facts {
@@ -293,7 +295,7 @@ func TestSpeakingForOthers(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%s: %s", role, resp.Status)
 		}
-		if _, err := cl.Grant(t.Context(), "blue", 1, nil); err != nil || m.grants[len(m.grants)-1] != cred.Identity().Node {
+		if _, err := cl.Grant(t.Context(), GrantRequest{Network: "blue", Want: 1}); err != nil || m.grants[len(m.grants)-1] != cred.Identity().Node {
 			t.Errorf("%v %v", m.grants, err)
 		}
 		done()
@@ -303,7 +305,7 @@ func TestSpeakingForOthers(t *testing.T) {
 func TestWorkerAnswersHello(t *testing.T) {
 	c := newCluster(t)
 	w := c.serve(overlay.Worker, nil)
-	tr := newTransport(c.node(overlay.Worker), nil)
+	tr := newTransport(c.node(overlay.Worker).ForManager, nil)
 	tr.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&tls.Dialer{Config: c.node(overlay.Worker).ForNode(w.cred.Identity().Node)}).DialContext(ctx, "tcp", w.port.Addr().String())
 	}
@@ -332,7 +334,7 @@ func TestClientFailsOver(t *testing.T) {
 	defer done()
 	cl.SetManagers([]Manager{a.at(), b.at()})
 	for range 2 {
-		if _, err := cl.Grant(t.Context(), "blue", 1, nil); err != nil {
+		if _, err := cl.Grant(t.Context(), GrantRequest{Network: "blue", Want: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -341,7 +343,7 @@ func TestClientFailsOver(t *testing.T) {
 	}
 	a.stop()
 	for range 2 {
-		if _, err := cl.Grant(t.Context(), "blue", 1, nil); err != nil {
+		if _, err := cl.Grant(t.Context(), GrantRequest{Network: "blue", Want: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}

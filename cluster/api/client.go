@@ -61,12 +61,12 @@ type Client struct {
 func NewClient(self overlay.NodeID, cred *pki.Credentials, managers []Manager) *Client {
 	c := &Client{self: self}
 	c.SetManagers(managers)
-	c.trans = newTransport(cred, c.address)
+	c.trans = newTransport(cred.ForManager, c.address)
 	return c
 }
 
 // newTransport connects to nodes by ID: a URL's host is NODE. Connections are kept.
-func newTransport(cred *pki.Credentials, address func(overlay.NodeID) (netip.AddrPort, bool)) *http.Transport {
+func newTransport(client func(overlay.NodeID) *tls.Config, address func(overlay.NodeID) (netip.AddrPort, bool)) *http.Transport {
 	return &http.Transport{
 		MaxIdleConnsPerHost: 8,
 		IdleConnTimeout:     2 * time.Minute,
@@ -74,11 +74,11 @@ func newTransport(cred *pki.Credentials, address func(overlay.NodeID) (netip.Add
 			id := overlay.NodeID(strings.TrimSuffix(hostport, ":443"))
 			at, ok := address(id)
 			if !ok {
-				return nil, errors.New("no address is known of manager " + id.Short())
+				return nil, errors.New("no address is known of node " + id.Short())
 			}
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
-			d := tls.Dialer{Config: cred.ForManager(id)}
+			d := tls.Dialer{Config: client(id)}
 			return d.DialContext(ctx, "tcp", at.String())
 		},
 	}
@@ -246,10 +246,10 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	return wire.Decode(resp, out)
 }
 
-// Grant leases addresses of a network to this node: want more of each family (0 leaves the
+// Grant leases addresses of a network to this node: Want more of each family (0 leaves the
 // number to the managers), and those named. It is safe to repeat.
-func (c *Client) Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (g GrantReply, err error) {
-	err = c.call(ctx, http.MethodPost, pathGrant, GrantRequest{network, want, addrs}, &g)
+func (c *Client) Grant(ctx context.Context, r GrantRequest) (g GrantReply, err error) {
+	err = c.call(ctx, http.MethodPost, pathGrant, r, &g)
 	return g, err
 }
 
@@ -275,9 +275,10 @@ func (c *Client) Leave(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, pathLeave, nil, nil)
 }
 
-// Applied reports the revision of the facts that this node acts by.
-func (c *Client) Applied(ctx context.Context, revision uint64) error {
-	return c.call(ctx, http.MethodPost, pathApplied, applied{revision}, nil)
+// Release gives addresses of this node's lease back, by its signed release.
+func (c *Client) Release(ctx context.Context, s overlay.Signed) (g GrantReply, err error) {
+	err = c.call(ctx, http.MethodPost, pathRelease, s, &g)
+	return g, err
 }
 
 // UpdateSelf changes where this node answers.

@@ -126,9 +126,7 @@ func routes(b Backend) []route {
 		{"POST", pathRenew, member, write, func(ctx context.Context, c call) (any, error) { return b.Renew(ctx, c.by.Node) }},
 		{"POST", pathLeave, member, write, func(ctx context.Context, c call) (any, error) { return nil, b.Leave(ctx, c.by.Node) }},
 		{"PATCH", pathSelf, member, write, of(b.UpdateSelf)},
-		{"POST", pathApplied, member, write, of(func(ctx context.Context, n overlay.NodeID, a applied) (any, error) {
-			return nil, b.Applied(ctx, n, a.Revision)
-		})},
+		{"POST", pathRelease, member, write, of(b.Release)},
 		{"POST", pathReady, operator, write, of(func(ctx context.Context, n overlay.NodeID, r Ready) (any, error) {
 			return nil, b.ManagerReady(ctx, n, r)
 		})},
@@ -139,7 +137,8 @@ func routes(b Backend) []route {
 type HandlerConfig struct {
 	Credentials *pki.Credentials
 	Hello       overlay.Hello
-	Backend     Backend // nil on a worker, which answers its hello alone
+	Holder      Holder
+	Backend     Backend // nil on a worker
 	// Address is where a manager answers, for forwarding. Not used without Backend.
 	Address func(overlay.NodeID) (netip.AddrPort, bool)
 }
@@ -157,13 +156,23 @@ type Handler struct {
 func NewHandler(c HandlerConfig) *Handler {
 	h := &Handler{HandlerConfig: c, done: make(chan struct{})}
 	h.mux.HandleFunc("GET "+pathHello, h.guard(member, func(w http.ResponseWriter, _ *http.Request, _ Caller) { wire.Write(w, c.Hello, nil) }))
+	for _, r := range holderRoutes(c.Holder) {
+		h.mux.HandleFunc(r.method+" "+r.path, h.guard(r.who, func(w http.ResponseWriter, req *http.Request, by Caller) {
+			body, err := h.read(w, req)
+			var v any
+			if err == nil {
+				v, err = r.run(req.Context(), call{req, body, by})
+			}
+			wire.Write(w, v, err)
+		}))
+	}
 	if c.Backend == nil {
 		h.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 			wire.Write(w, nil, overlay.Errorf(overlay.Unavailable, "this node is no manager"))
 		})
 		return h
 	}
-	h.leader = newTransport(c.Credentials, c.Address)
+	h.leader = newTransport(c.Credentials.ForManager, c.Address)
 	h.mux.HandleFunc("GET "+pathWatch, h.watch)
 	for _, r := range routes(c.Backend) {
 		h.mux.HandleFunc(r.method+" "+r.path, h.guard(r.who, func(w http.ResponseWriter, req *http.Request, by Caller) { h.answer(w, req, r, by) }))
@@ -255,14 +264,8 @@ func (h *Handler) watch(w http.ResponseWriter, r *http.Request) {
 // answer runs a route here or on the leader, for as long as another try may succeed. All tries
 // have one request ID.
 func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Caller) {
-	limit := http.NewResponseController(w)
-	_ = limit.SetReadDeadline(time.Now().Add(bodyLimit))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, wire.MaxBody))
-	_ = limit.SetReadDeadline(time.Time{})
+	body, err := h.read(w, r)
 	if err != nil {
-		if _, long := errors.AsType[*http.MaxBytesError](err); long {
-			err = overlay.Errorf(overlay.Invalid, "the request is longer than %d bytes", wire.MaxBody)
-		}
 		wire.Write(w, nil, err)
 		return
 	}
@@ -300,6 +303,18 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 			return
 		}
 	}
+}
+
+// read is a request's whole body.
+func (h *Handler) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	limit := http.NewResponseController(w)
+	_ = limit.SetReadDeadline(time.Now().Add(bodyLimit))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, wire.MaxBody))
+	_ = limit.SetReadDeadline(time.Time{})
+	if _, long := errors.AsType[*http.MaxBytesError](err); long {
+		err = overlay.Errorf(overlay.Invalid, "the request is longer than %d bytes", wire.MaxBody)
+	}
+	return body, err
 }
 
 func requestID(by Caller, r *http.Request) string {

@@ -132,6 +132,10 @@ func blank(k Kind) Command {
 		return new(RemoveNetwork)
 	case KindGrant:
 		return new(Grant)
+	case KindRelease:
+		return new(Release)
+	case KindUnfence:
+		return new(Unfence)
 	}
 	return nil
 }
@@ -148,3 +152,5 @@ func (RotateTokens) kind() Kind    { return KindRotateTokens }
 func (CreateNetwork) kind() Kind   { return KindCreateNetwork }
 func (RemoveNetwork) kind() Kind   { return KindRemoveNetwork }
 func (Grant) kind() Kind           { return KindGrant }
+func (Release) kind() Kind         { return KindRelease }
+func (Unfence) kind() Kind         { return KindUnfence }

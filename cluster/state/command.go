@@ -27,10 +27,12 @@ const (
 	KindCreateNetwork   Kind = "create-network"
 	KindRemoveNetwork   Kind = "remove-network"
 	KindGrant           Kind = "grant"
+	KindRelease         Kind = "release"
+	KindUnfence         Kind = "acknowledge-removal"
 
 	// Reserved, so that no other command takes their names: rotate-gossip-key,
-	// rotate-signing-key, rotate-ca, release, acknowledge-removal, update-params, recover,
-	// set-level, create-service, update-service, remove-service.
+	// rotate-signing-key, rotate-ca, update-params, recover, set-level, create-service,
+	// update-service, remove-service.
 )
 
 // Command is one of the command types below. [Encode] makes an entry of the log of it.
@@ -95,9 +97,20 @@ type UpdateNode struct {
 // last manager can't be removed. Apply answers a [RemovalResult].
 type RemoveNode struct {
 	Node overlay.NodeID `json:"node"`
-	// Consent says that the node itself asked and has no endpoints: its leases are free at
-	// once. Without it they are fenced: nobody gets their addresses.
+	// Consent says that the node itself asked and has no endpoints: its addresses rest, then
+	// they are free. Without it they are fenced: nobody gets them before Unfence.
 	Consent bool `json:"consent"`
+	// Force says that the fence may fall by time alone; see View.Fences.
+	Force bool  `json:"force,omitempty"`
+	Now   int64 `json:"now,omitempty"` // Unix seconds
+}
+
+// Unfence lets the addresses of a node rest that was removed without its consent, and then go
+// to others: every participant of their networks acts by the removal. Apply answers a
+// [RemovalResult].
+type Unfence struct {
+	Node overlay.NodeID `json:"node"`
+	Now  int64          `json:"now"` // Unix seconds
 }
 
 // NewToken is a join token without its secret.
@@ -150,6 +163,18 @@ type Grant struct {
 	Want int `json:"want"`
 	// Addrs are wanted by name. With Want 0 a node that has a lease gets these alone.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
+	// Spare says that no endpoint waits for the addresses: nothing is given, without an error,
+	// where few are left.
+	Spare bool  `json:"spare,omitempty"`
+	Now   int64 `json:"now,omitempty"` // Unix seconds: addresses that rest until then are free
+}
+
+// Release takes back addresses that their holder gives up. They rest before others get them.
+// What the holder does not have any more is passed over. Apply answers a [GrantResult] with
+// the holder's new lease, which may be empty.
+type Release struct {
+	Release overlay.Signed `json:"release"` // an overlay.Release
+	Now     int64          `json:"now"`     // Unix seconds
 }
 
 // MaxWant bounds Grant.Want and len(Grant.Addrs).
@@ -161,7 +186,7 @@ type NodeResult struct {
 	Revision uint64 // of the state that the answer was read from
 }
 
-// RemovalResult answers RemoveNode.
+// RemovalResult answers RemoveNode and Unfence.
 type RemovalResult struct {
 	Removal  overlay.Signed
 	Revision uint64
@@ -179,7 +204,7 @@ type NetworkResult struct {
 	Revision uint64
 }
 
-// GrantResult answers Grant: all that a node needs of a network to take part in it. Leases
+// GrantResult answers Grant and Release: all that a node needs of a network to take part in it. Leases
 // is shared; nobody may change it.
 type GrantResult struct {
 	Network  overlay.Network

@@ -50,6 +50,8 @@ func story() []Command {
 		CreateToken{limited},
 		join("w1", "wt"),
 		join("m2", "mt"),
+		join("gone", "wt"),
+		join("left", "wt"),
 		SetRole{nid("w1"), overlay.Manager},
 		SetAvailability{nid("w1"), overlay.Pause},
 		SetAvailability{nid("w1"), overlay.Active},
@@ -58,12 +60,27 @@ func story() []Command {
 		network4("red"),
 		Grant{Network: netID("blue"), Node: nid("w1"), Want: 2, Addrs: []netip.Addr{addr("10.1.0.7")}},
 		Grant{Network: netID("blue"), Node: nid("m2")},
+		Grant{Network: netID("blue"), Node: nid("gone"), Spare: true, Now: now + 4},
+		Grant{Network: netID("blue"), Node: nid("left"), Now: now + 4},
+		RemoveNode{Node: nid("left"), Consent: true, Now: now + 4},
 		RevokeToken{"mt"},
 		RotateTokens{token("wt2", overlay.Worker)},
 		RemoveNode{Node: nid("m2")},
 		RemoveNetwork{netID("red")},
+		Release{giveBack("w1", overlay.Grant{First: addr("10.1.0.128"), Last: addr("10.1.0.128"), Index: 14}), now + 5},
+		RemoveNode{Node: nid("gone"), Force: true, Now: now + 6},
+		Unfence{nid("m2"), now + 7},
 		RemoveNetwork{netID("red")}, // refused
 	}
+}
+
+// giveBack is a node's signed release of addresses of network blue.
+func giveBack(node string, grants ...overlay.Grant) overlay.Signed {
+	s, err := overlay.Sign(overlay.DomainRelease, key32(node), overlay.Release{V: 1, Place: initCmd().Place, Network: netID("blue"), Node: nid(node), Grants: grants})
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 // TestGolden pins the formats "command" and "snapshot", version 1: this build writes these
@@ -83,7 +100,7 @@ func TestGolden(t *testing.T) {
 		}
 		kinds[c.kind()] = true
 	}
-	if len(kinds) != 12 {
+	if len(kinds) != 14 {
 		t.Errorf("the story has %d kinds of command", len(kinds))
 	}
 	golden(t, "commands-v1.jsonl", log.Bytes())

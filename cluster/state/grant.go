@@ -26,8 +26,8 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	}
 	p := t.pools[c.Network]
 	picked, err := t.pick(c, n, p)
-	if err != nil {
-		return ref{}, err
+	if err != nil || len(picked) == 0 { // it has all that it asks for
+		return out, err
 	}
 	held := p.held[c.Node]
 	_, was := n.leases[c.Node]
@@ -35,23 +35,31 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	for _, r := range picked {
 		grants = append(grants, overlay.Grant{First: r.First, Last: r.Last, Index: index})
 	}
-	if len(grants) == 0 { // it has all that it asks for
-		return out, nil
-	}
-	all := append(slices.Clip(held), grants...)
-	lease, err := t.sign(overlay.DomainLease, overlay.Lease{V: 1, Place: t.Place, Network: c.Network, Node: c.Node, Key: node.Key, Index: index, Grants: all})
+	next, err := t.lease(n, node, append(slices.Clip(held), grants...), index)
 	if err != nil {
-		return ref{}, overlay.Errorf(overlay.Exhausted, "node %s holds too many separate runs of addresses in network %s; detach workloads there, or use another network: %w", node.Name, n.def.Name, err)
+		return ref{}, err
 	}
+	next.resting = p.wake(n.resting, picked, c.Now)
 	p.hold(grants)
-	p.held[c.Node] = all
-	t.networks.edit()[c.Network] = &network{n.def, clonedWith(n.leases, c.Node, lease, true), n.fenced}
-	t.changed(key{tLease, c.Node, c.Network})
+	t.networks.edit()[c.Network] = next
 	if !was {
 		t.changed(key{tEntered, c.Node, c.Network})
 	}
 	t.enter(c.Node, c.Network)
 	return out, nil
+}
+
+// lease is the network's row with another lease for a node.
+func (t *tables) lease(n *network, node overlay.Node, grants []overlay.Grant, index uint64) (*network, error) {
+	lease, err := t.sign(overlay.DomainLease, overlay.Lease{V: 1, Place: t.Place, Network: n.def.ID, Node: node.ID, Key: node.Key, Index: index, Grants: grants})
+	if err != nil {
+		return nil, overlay.Errorf(overlay.Exhausted, "node %s holds too many separate runs of addresses in network %s; detach workloads there, or use another network: %w", node.Name, n.def.Name, err)
+	}
+	next := *n
+	next.leases = clonedWith(n.leases, node.ID, lease, true)
+	t.pools[n.def.ID].held[node.ID] = grants
+	t.changed(key{tLease, node.ID, n.def.ID})
+	return &next, nil
 }
 
 func (t *tables) enter(node overlay.NodeID, network overlay.NetworkID) {
@@ -87,17 +95,25 @@ func (t *tables) pick(c Grant, n *network, p *pool) ([]ipam.Range, error) {
 			continue
 		}
 		used := p.used.Clone()
+		for _, r := range n.resting {
+			if r.Until <= c.Now {
+				used.Remove(r.run())
+			}
+		}
 		named := false
 		for _, r := range picked.Ranges() {
 			used.Add(r)
 			named = named || r.First.Is4() == v4
 		}
-		want := uint64(c.Want)
-		if want == 0 {
-			want = ipam.GrantSize(ipam.Free(subnets, used), count(p.held[c.Node], v4))
+		runs := ipam.Pick(subnets, used, c.want(ipam.Free(subnets, used), count(p.held[c.Node], v4)))
+		for _, r := range n.resting { // those that rest longest come first
+			if len(runs) > 0 || named || c.Spare {
+				break
+			}
+			used.Remove(r.run())
+			runs = ipam.Pick(subnets, used, 1)
 		}
-		runs := ipam.Pick(subnets, used, want)
-		if len(runs) == 0 && !named {
+		if len(runs) == 0 && !named && !c.Spare {
 			return nil, full(n.def, v4)
 		}
 		for _, r := range runs {
@@ -105,6 +121,39 @@ func (t *tables) pick(c Grant, n *network, p *pool) ([]ipam.Range, error) {
 		}
 	}
 	return picked.Ranges(), nil
+}
+
+// want is how many addresses of a family a grant adds.
+func (c Grant) want(free, held uint64) uint64 {
+	switch {
+	case c.Want > 0:
+		return uint64(c.Want)
+	case c.Spare && free < 8: // the last ones are for who needs them
+		return 0
+	}
+	return ipam.GrantSize(free, held)
+}
+
+func (r rest) run() ipam.Range { return ipam.Range{First: r.First, Last: r.Last} }
+
+// wake ends the rest of addresses whose time has come, and of those that were picked, and
+// returns what still rests. The picked ones stay marked.
+func (p *pool) wake(resting []rest, picked []ipam.Range, now int64) []rest {
+	var gone ipam.Set
+	for _, r := range picked {
+		gone.Add(r)
+	}
+	var left []rest
+	for _, r := range resting {
+		if r.Until <= now {
+			p.used.Remove(r.run())
+			continue
+		}
+		for _, part := range gone.Lowest(r.run(), math.MaxUint64) {
+			left = append(left, rest{part.First, part.Last, r.Until})
+		}
+	}
+	return left
 }
 
 func full(n overlay.Network, v4 bool) error {
@@ -137,13 +186,12 @@ func (t *tables) asked(c Grant, n *network, p *pool, a netip.Addr) (own bool, er
 			return false, overlay.Errorf(overlay.Exists, "address %s of network %s is leased to node %s; take another, or `heddle node rm %s` if that node is gone", a, name, holder, holder)
 		}
 	}
-	holder := "a node"
 	for id, grants := range n.fenced { // at most one has it
 		if has(grants, a) {
-			holder = "node " + t.members[id].Name
+			return false, overlay.Errorf(overlay.Exists, "address %s of network %s was leased to node %s, which was removed and may still use it; take another", a, name, t.members.m[id].Name)
 		}
 	}
-	return false, overlay.Errorf(overlay.Exists, "address %s of network %s was leased to %s, which was removed and may still use it; take another", a, name, holder)
+	return false, nil // it rests; who asks for it by name wants it all the same
 }
 
 func has(grants []overlay.Grant, a netip.Addr) bool {
@@ -161,20 +209,33 @@ func count(grants []overlay.Grant, v4 bool) (n uint64) {
 	return n
 }
 
-// vacate takes a lease from a node that goes. With its consent the addresses are free;
-// without it they stay fenced.
-func (t *tables) vacate(id overlay.NetworkID, node overlay.NodeID, consent bool) {
+// vacate takes a lease from a node that goes. With its consent the addresses rest; without it
+// they stay fenced.
+func (t *tables) vacate(id overlay.NetworkID, node overlay.NodeID, consent bool, now int64) {
 	n, p := t.networks.m[id], t.pools[id]
-	fenced := n.fenced
+	next := *n
+	next.leases = clonedWith(n.leases, node, overlay.Signed{}, false)
 	if consent {
-		for _, g := range p.held[node] {
-			p.used.Remove(ipam.Range{First: g.First, Last: g.Last})
-		}
+		next.resting = p.lay(n.resting, p.held[node], now)
 	} else {
-		fenced = clonedWith(n.fenced, node, p.held[node], true)
+		next.fenced = clonedWith(n.fenced, node, p.held[node], true)
 	}
 	delete(p.held, node)
 	delete(t.leased[node], id)
-	t.networks.edit()[id] = &network{n.def, clonedWith(n.leases, node, overlay.Signed{}, false), fenced}
+	t.networks.edit()[id] = &next
 	t.changed(key{tLease, node, id})
+}
+
+// lay adds addresses to those that rest. Without a time they are free at once: commands of
+// the first managers had none.
+func (p *pool) lay(resting []rest, grants []overlay.Grant, now int64) []rest {
+	resting = slices.Clip(resting)
+	for _, g := range grants {
+		if now == 0 {
+			p.used.Remove(ipam.Range{First: g.First, Last: g.Last})
+		} else {
+			resting = append(resting, rest{g.First, g.Last, now + restTime})
+		}
+	}
+	return resting
 }

@@ -42,7 +42,7 @@ func anyCommand(t *rapid.T) Command {
 	case 8:
 		return UpdateNode{Node: nid(node), Control: netip.AddrPortFrom(addr("192.0.2.1"), rapid.Uint16Range(1, 3).Draw(t, "port"))}
 	case 9:
-		return RemoveNode{nid(node), rapid.Bool().Draw(t, "consent")}
+		return RemoveNode{Node: nid(node), Consent: rapid.Bool().Draw(t, "consent"), Force: rapid.Bool().Draw(t, "force"), Now: sometime(t)}
 	case 10, 11, 12:
 		c := network4(network)
 		if rapid.Bool().Draw(t, "small") {
@@ -52,13 +52,38 @@ func anyCommand(t *rapid.T) Command {
 		return c
 	case 13:
 		return RemoveNetwork{netID(network)}
+	case 14, 15, 16, 17:
+		return Release{anyRelease(t, node, network), sometime(t)}
+	case 18:
+		return Unfence{nid(node), sometime(t)}
 	default:
-		g := Grant{Network: netID(network), Node: nid(node), Want: rapid.IntRange(0, 3).Draw(t, "want")}
+		g := Grant{Network: netID(network), Node: nid(node), Want: rapid.IntRange(0, 3).Draw(t, "want"), Spare: rapid.Bool().Draw(t, "spare"), Now: sometime(t)}
 		for range rapid.IntRange(0, 2).Draw(t, "named") {
 			g.Addrs = append(g.Addrs, netip.AddrFrom4([4]byte{10, 1, 0, byte(rapid.IntRange(0, 8).Draw(t, "host"))}))
 		}
 		return g
 	}
+}
+
+// sometime is a manager's clock, which may go back.
+func sometime(t *rapid.T) int64 { return now + int64(rapid.IntRange(0, 3).Draw(t, "time"))*restTime/2 }
+
+// anyRelease gives back runs that the node may have, or had, or never had.
+func anyRelease(t *rapid.T, node, network string) overlay.Signed {
+	r := overlay.Release{V: 1, Place: initCmd().Place, Network: netID(network), Node: nid(node)}
+	for range rapid.IntRange(0, 3).Draw(t, "runs") {
+		first := rapid.IntRange(0, 15).Draw(t, "first")
+		last := rapid.IntRange(first, 15).Draw(t, "last")
+		r.Grants = append(r.Grants, overlay.Grant{
+			First: netip.AddrFrom4([4]byte{10, 1, 0, byte(first)}), Last: netip.AddrFrom4([4]byte{10, 1, 0, byte(last)}),
+			Index: uint64(rapid.IntRange(5, 90).Draw(t, "index")),
+		})
+	}
+	s, err := overlay.Sign(overlay.DomainRelease, key32(node), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // TestAnyHistory applies random commands and checks, after each, what must hold ever; at
@@ -151,7 +176,7 @@ func catchUp(t *rapid.T, s *State, name string, had seen) seen {
 }
 
 // soundness checks the rows against each other: no address is in two leases, or in one and
-// fenced, and no name, number or VNI is given twice.
+// fenced or resting, and no name, number or VNI is given twice.
 func soundness(t *rapid.T, w *world) {
 	v := w.s.View()
 	tr := trust(w)
@@ -185,13 +210,16 @@ func soundness(t *rapid.T, w *world) {
 		var all []overlay.Grant
 		for node, s := range v.Leases(n.ID) {
 			l, err := tr.CheckLease(s)
-			if err != nil || l.Node != node || l.Network != n.ID || len(l.Grants) == 0 {
+			if err != nil || l.Node != node || l.Network != n.ID {
 				t.Fatalf("lease of %s: %+v %v", node, l, err)
 			}
 			all = append(all, l.Grants...)
 		}
 		for _, grants := range v.networks[n.ID].fenced {
 			all = append(all, grants...)
+		}
+		for _, r := range v.networks[n.ID].resting {
+			all = append(all, overlay.Grant{First: r.First, Last: r.Last})
 		}
 		for _, g := range all {
 			r := ipam.Range{First: g.First, Last: g.Last}

@@ -22,7 +22,7 @@ func TestUnreadable(t *testing.T) {
 		{"higher level", `{"v":1,"level":2,"kind":"grant","body":{}}`, "feature level 2"},
 		{"no level", `{"v":1,"kind":"grant","body":{}}`, "feature level 0"},
 		{"unknown kind", `{"v":1,"level":1,"kind":"dance","body":{}}`, `"dance" is unknown`},
-		{"reserved kind", `{"v":1,"level":1,"kind":"release","body":{}}`, `"release" is unknown`},
+		{"reserved kind", `{"v":1,"level":1,"kind":"recover","body":{}}`, `"recover" is unknown`},
 		{"unknown field", `{"v":1,"level":1,"kind":"grant","body":{"colour":1}}`, "colour"},
 		{"unknown field outside", `{"v":1,"level":1,"kind":"grant","body":{},"more":1}`, "more"},
 		{"no body", `{"v":1,"level":1,"kind":"grant"}`, "grant can't be read"},

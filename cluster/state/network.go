@@ -110,6 +110,9 @@ func (t *tables) index(id overlay.NetworkID) {
 	for _, grants := range n.fenced {
 		p.hold(grants)
 	}
+	for _, r := range n.resting {
+		p.used.Add(ipam.Range{First: r.First, Last: r.Last})
+	}
 	t.pools[id] = p
 }
 

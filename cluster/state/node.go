@@ -114,7 +114,7 @@ func (t *tables) takeIn(n NewNode, role overlay.Role, token string, index uint64
 		ID: n.ID, Name: n.Name, Key: n.Key, Number: t.NextNumber, Role: role, Availability: overlay.Active,
 		Control: n.Control, Gossip: n.Gossip, Identity: id, Index: index,
 	}
-	t.members[n.ID] = member{Name: n.Name, Token: token}
+	t.members.edit()[n.ID] = member{Name: n.Name, Token: token}
 	t.byName[n.Name] = n.ID
 	t.NextNumber++
 	t.changed(key{table: tNode, node: n.ID}, key{table: tRole, node: n.ID})
@@ -133,7 +133,7 @@ func (c Join) apply(t *tables, index uint64) (ref, error) {
 	if again && !row.Key.Equal(c.Node.Key) {
 		return ref{}, overlay.Errorf(overlay.Denied, "node %s is in the cluster with another key; if this host was copied from that one, run `heddle leave --force` here and join again", c.Node.ID.Short())
 	}
-	if again && t.members[row.ID].Token == tok.ID && !tok.Revoked { // a retry, however late
+	if again && t.members.m[row.ID].Token == tok.ID && !tok.Revoked { // a retry, however late
 		return ref{Node: row.ID}, nil
 	}
 	if err := tok.check(c.Now); err != nil {
@@ -239,12 +239,17 @@ func (c RemoveNode) apply(t *tables, index uint64) (ref, error) {
 	if err != nil {
 		return ref{}, err
 	}
+	if !c.Consent {
+		was := t.members.m[c.Node]
+		was.Removed, was.Forced = c.Now, c.Force
+		t.members.edit()[c.Node] = was
+	}
 	t.removals.edit()[c.Node] = s
 	delete(t.nodes.edit(), c.Node)
 	delete(t.byName, row.Name)
 	t.changed(key{table: tNode, node: c.Node}, key{table: tRemoval, node: c.Node})
 	for _, id := range slices.Sorted(maps.Keys(t.leased[c.Node])) {
-		t.vacate(id, c.Node, c.Consent)
+		t.vacate(id, c.Node, c.Consent, c.Now)
 	}
 	return ref{Node: c.Node}, nil
 }

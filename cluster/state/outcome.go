@@ -62,7 +62,7 @@ func (t *tables) answer(o outcome) (any, error) {
 		return nil, o.Error
 	}
 	switch o.Kind {
-	case KindRemoveNode:
+	case KindRemoveNode, KindUnfence:
 		return RemovalResult{t.removals.m[o.Node], t.revision}, nil
 	case KindCreateToken, KindRevokeToken, KindRotateTokens:
 		tok, ok := t.tokens.m[o.Token]
@@ -78,7 +78,7 @@ func (t *tables) answer(o outcome) (any, error) {
 		return NetworkResult{n.def, t.revision}, nil
 	case KindRemoveNetwork:
 		return NetworkResult{overlay.Network{ID: o.Network}, t.revision}, nil
-	case KindGrant:
+	case KindGrant, KindRelease:
 		n, ok := t.networks.m[o.Network]
 		if !ok {
 			return nil, noNetwork(o.Network)

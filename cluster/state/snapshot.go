@@ -33,6 +33,7 @@ type snapshotNetwork struct {
 	Network overlay.Network                    `json:"network"`
 	Leases  map[overlay.NodeID]overlay.Signed  `json:"leases"`
 	Fenced  map[overlay.NodeID][]overlay.Grant `json:"fenced,omitempty"`
+	Resting []rest                             `json:"resting,omitempty"`
 }
 
 // Snapshot captures the state. Its Write may run while commands are applied.
@@ -42,11 +43,11 @@ func (s *State) Snapshot() *Snapshot {
 	t := s.t
 	f := snapshotFile{
 		V: 1, Level: Level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
-		Nodes: t.nodes.share(), Members: maps.Clone(t.members), Removals: t.removals.share(), Tokens: t.tokens.share(),
+		Nodes: t.nodes.share(), Members: t.members.share(), Removals: t.removals.share(), Tokens: t.tokens.share(),
 		Networks: make(map[overlay.NetworkID]snapshotNetwork, len(t.networks.m)), Done: t.done.ordered(),
 	}
 	for id, n := range t.networks.m {
-		f.Networks[id] = snapshotNetwork{n.def, n.leases, n.fenced}
+		f.Networks[id] = snapshotNetwork{n.def, n.leases, n.fenced, n.resting}
 	}
 	return &Snapshot{f}
 }
@@ -102,7 +103,7 @@ func (f *snapshotFile) tables() (*tables, error) {
 		}
 		t.nodes.m[id], t.byName[row.Name] = row, id
 	}
-	maps.Copy(t.members, f.Members)
+	maps.Copy(t.members.m, f.Members)
 	maps.Copy(t.removals.m, f.Removals)
 	for id, tok := range f.Tokens {
 		if _, twice := t.byHash[string(tok.Hash)]; twice || tok.ID != id {
@@ -136,7 +137,7 @@ func (f *snapshotFile) check() error {
 }
 
 func (t *tables) restoreNetwork(id overlay.NetworkID, f snapshotNetwork) error {
-	n := &network{def: f.Network, leases: clonedAll(f.Leases), fenced: clonedAll(f.Fenced)}
+	n := &network{def: f.Network, leases: clonedAll(f.Leases), fenced: clonedAll(f.Fenced), resting: f.Resting}
 	if err := n.def.Validate(); err != nil {
 		return err
 	}
@@ -145,6 +146,11 @@ func (t *tables) restoreNetwork(id overlay.NetworkID, f snapshotNetwork) error {
 	}
 	for _, grants := range n.fenced {
 		if err := checkGrants(n.def, grants); err != nil {
+			return err
+		}
+	}
+	for _, r := range n.resting {
+		if err := checkGrants(n.def, []overlay.Grant{{First: r.First, Last: r.Last}}); err != nil {
 			return err
 		}
 	}

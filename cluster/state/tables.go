@@ -3,6 +3,7 @@ package state
 import (
 	"crypto/ed25519"
 	"maps"
+	"net/netip"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/ipam"
@@ -17,7 +18,7 @@ type tables struct {
 	removals cow[overlay.NodeID, overlay.Signed]
 	networks cow[overlay.NetworkID, *network]
 	tokens   cow[string, Token]
-	members  map[overlay.NodeID]member // of nodes that are, and that were
+	members  cow[overlay.NodeID, member] // of nodes that are, and that were
 	done     outcomes
 
 	// What follows from the rows above, for look-ups.
@@ -50,16 +51,31 @@ type cluster struct {
 type member struct {
 	Name  string `json:"name"`
 	Token string `json:"token,omitempty"` // ID of the token that it joined by
+	// Of a node that was removed without its consent:
+	Removed int64 `json:"removed,omitempty"` // Unix seconds
+	Forced  bool  `json:"forced,omitempty"`
 }
 
 // network is a network's row.
 type network struct {
-	def    overlay.Network
-	leases map[overlay.NodeID]overlay.Signed
-	fenced map[overlay.NodeID][]overlay.Grant // of nodes that were removed without their consent
+	def     overlay.Network
+	leases  map[overlay.NodeID]overlay.Signed
+	fenced  map[overlay.NodeID][]overlay.Grant // of nodes that were removed without their consent
+	resting []rest                             // in the order of their coming
 }
 
-// pool is the addresses of a network that are not free: reserved, leased or fenced.
+// rest is a run of addresses that were given back a moment ago, for as long as others may
+// still remember who had them.
+type rest struct {
+	First netip.Addr `json:"first"`
+	Last  netip.Addr `json:"last"`
+	Until int64      `json:"until"` // Unix seconds
+}
+
+// restTime is how long addresses rest, in seconds, unless nothing else is left.
+const restTime = 60
+
+// pool is the addresses of a network that are not free: reserved, leased, fenced or resting.
 type pool struct {
 	used ipam.Set
 	held map[overlay.NodeID][]overlay.Grant
@@ -69,7 +85,7 @@ func newTables() *tables {
 	return &tables{
 		nodes: newCow[overlay.NodeID, overlay.Node](), removals: newCow[overlay.NodeID, overlay.Signed](),
 		networks: newCow[overlay.NetworkID, *network](), tokens: newCow[string, Token](),
-		members: map[overlay.NodeID]member{}, done: outcomes{byReq: map[string]int{}},
+		members: newCow[overlay.NodeID, member](), done: outcomes{byReq: map[string]int{}},
 		byName: map[string]overlay.NodeID{}, byHash: map[string]string{}, netName: map[string]overlay.NetworkID{},
 		vnis: map[uint32]bool{}, leased: map[overlay.NodeID]map[overlay.NetworkID]bool{}, pools: map[overlay.NetworkID]*pool{},
 	}

@@ -24,6 +24,7 @@ type View struct {
 	Tokens     map[string]Token // by ID; revoked and used ones too
 
 	networks map[overlay.NetworkID]*network
+	members  map[overlay.NodeID]member
 }
 
 // Ready says whether the cluster has been made.

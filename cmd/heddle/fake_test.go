@@ -285,8 +285,8 @@ func sampleNetworks() []overlay.NetworkRow {
 		{
 			ID: id[overlay.NetworkID]("b1"), Name: "blue", Driver: "overlay", Scope: "cluster", VNI: 8388608, EnableIPv4: true, EnableIPv6: true, MTU: 1450,
 			IPAM: overlay.IPAMRow{Config: []overlay.IPAMConfigRow{
-				{Subnet: cidr("10.64.0.0/24"), Gateway: netip.MustParseAddr("10.64.0.1")},
-				{Subnet: cidr("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")},
+				{Addresses: 253, Leased: 16, InUse: 2, Subnet: cidr("10.64.0.0/24"), Gateway: netip.MustParseAddr("10.64.0.1")},
+				{Addresses: 253, Leased: 16, InUse: 2, Subnet: cidr("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::1")},
 			}},
 			Labels: map[string]string{"team": "a"}, Options: map[string]string{"mtu": "1450"}, Endpoints: sampleEndpoints()[:2],
 			Participants: []overlay.ParticipantRow{{Node: id[overlay.NodeID]("a1"), Name: "alpha", Leased: 8}, {Node: id[overlay.NodeID]("b2"), Name: "beta", Leased: 8}},

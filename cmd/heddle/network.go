@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ func (c *cli) networkCmd() *cobra.Command {
 			text("SCOPE", func(r row) string { return r.Scope }),
 			text("VNI", func(r row) string { return strconv.FormatUint(uint64(r.VNI), 10) }),
 			text("SUBNETS", func(r row) string { return strings.Join(subnets(r), ", ") }),
+			text("IN USE", inUse),
 		},
 		filters: map[string]matcher[row]{
 			"id":      prefix(func(r row) string { return string(r.ID) }),
@@ -53,6 +55,21 @@ func subnets(r overlay.NetworkRow) (s []string) {
 		s = append(s, cfg.Subnet.String())
 	}
 	return s
+}
+
+// inUse shows how many addresses of the network's first family are in use, of how many.
+func inUse(r overlay.NetworkRow) string {
+	var used, all uint64
+	for _, cfg := range r.IPAM.Config {
+		if cfg.Subnet.Addr().BitLen() == r.IPAM.Config[0].Subnet.Addr().BitLen() {
+			used += cfg.InUse
+			all = max(all, all+cfg.Addresses) // more than fits is more than anybody counts
+		}
+	}
+	if all > 1<<32 {
+		return strconv.FormatUint(used, 10)
+	}
+	return fmt.Sprintf("%d of %d", used, all)
 }
 
 func (c *cli) networkRm() *cobra.Command {

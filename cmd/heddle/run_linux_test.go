@@ -23,7 +23,7 @@ func namespace(t *testing.T) string {
 		t.Skip("needs root: makes a network namespace")
 	}
 	holder := exec.Command("sleep", "600")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET} // no Pdeathsig: this thread may end first
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -174,6 +174,18 @@ func (t *Table) Live(n overlay.NetworkID) []overlay.Claim {
 	return out
 }
 
+// Contested says whether another owner claims an address of the claim.
+func (t *Table) Contested(c overlay.Claim) bool {
+	for id, o := range t.networks[c.Record.Network] {
+		for _, other := range o.claims {
+			if id != c.Record.Owner && slices.ContainsFunc(other.Record.IPs, func(ip netip.Addr) bool { return slices.Contains(c.Record.IPs, ip) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Mark is the version up to which an owner's changes are held.
 func (t *Table) Mark(n overlay.NetworkID, id overlay.NodeID) overlay.Version {
 	if o := t.networks[n][id]; o != nil {

@@ -28,6 +28,10 @@ type Control interface {
 	// Grant leases addresses of a network, by name, ID or prefix, to this node: want more of
 	// each family, and the addresses named. It is safe to repeat.
 	Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (Grant, error)
+	// Refill is Grant for the reserve: it gives nothing where few addresses are left.
+	Refill(ctx context.Context, network overlay.NetworkID) (Grant, error)
+	// Release gives addresses back, by a signed overlay.Release.
+	Release(ctx context.Context, s overlay.Signed) (Grant, error)
 }
 
 // Grant is the managers' answer: the network and all its leases at a revision.
@@ -101,6 +105,7 @@ type Agent struct {
 	stopped chan struct{}
 	plans   chan struct{}  // size 1: planned has changed
 	tasks   sync.WaitGroup // what Run must see end before it returns
+	barring sync.Mutex     // one change of what is barred at a time
 
 	// The loop in Run owns the rest.
 	endpoints map[overlay.EndpointID]*endpoint
@@ -130,6 +135,9 @@ func New(c Config) (*Agent, error) {
 	for _, g := range saved.Networks {
 		a.know(g.Network, g.Leases, g.Revision).saved = g.Revision
 	}
+	for id, barred := range saved.Barred {
+		a.network(id).barred = barred
+	}
 	slices.SortFunc(saved.Records, func(x, y OwnRecord) int { return number(x.Signed).Compare(number(y.Signed)) })
 	for _, r := range saved.Records {
 		n := a.network(r.Network)
@@ -146,6 +154,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer close(a.stopped)
 	defer cancel()
 	a.background(func() { a.confirm(ctx) })
+	a.background(func() { a.tidy(ctx) })
 	a.restate(ctx)
 	again := time.NewTicker(syncTimeout)
 	defer again.Stop()

@@ -42,6 +42,8 @@ type world struct {
 	grants    int // how often the managers were asked
 	size      int // addresses of each family per grant
 	limit     int // addresses of the network
+	lease     overlay.Lease
+	released  []overlay.Release
 	down      bool
 	config    datapath.Config
 	gen       uint64
@@ -53,12 +55,13 @@ type world struct {
 	saveErr   error
 	ended     chan struct{}
 	links     []string
+	drawn     byte // of what is random
 }
 
 func newWorld() *world {
 	return &world{
 		factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
-		broken: map[datapath.Owner]error{}, saved: Saved{Counters: map[overlay.NetworkID]Counter{}},
+		broken: map[datapath.Owner]error{}, saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
 		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
 			other: {ID: other, Name: "bee"},
 		}},
@@ -106,8 +109,36 @@ func (w *world) Grant(_ context.Context, ref string, want int, addrs []netip.Add
 	for _, a := range addrs {
 		l.Grants = append(l.Grants, overlay.Grant{First: a, Last: a, Index: uint64(w.grants)})
 	}
+	return w.grant(l)
+}
+
+func (w *world) Refill(ctx context.Context, id overlay.NetworkID) (Grant, error) {
+	return w.Grant(ctx, string(id), 0, nil)
+}
+
+// Release takes what a valid release gives back out of the lease.
+func (w *world) Release(_ context.Context, s overlay.Signed) (Grant, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down {
+		return Grant{}, overlay.Errorf(overlay.Unavailable, "no manager answers")
+	}
+	r, err := overlay.Trust{Place: place}.CheckRelease(s, self, nodeKey.Public().(ed25519.PublicKey))
+	if err != nil {
+		return Grant{}, err
+	}
+	w.released = append(w.released, r)
+	l := w.lease
+	l.Index++
+	l.Grants, _ = overlay.Split(l.Grants, r.Grants)
+	return w.grant(l)
+}
+
+// grant is the managers' answer with a lease. The caller holds mu.
+func (w *world) grant(l overlay.Lease) (Grant, error) {
+	w.lease = l
 	s, err := overlay.Sign(overlay.DomainLease, ring, l)
-	return Grant{Network: blueNet, Leases: map[overlay.NodeID]overlay.Signed{self: s}, Revision: uint64(w.grants)}, err
+	return Grant{Network: blueNet, Leases: map[overlay.NodeID]overlay.Signed{self: s}, Revision: l.Index}, err
 }
 
 func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Signed, _ overlay.Signed) ([]overlay.NodeID, error) {
@@ -172,8 +203,13 @@ func (w *world) Save(c Change) error {
 		w.saved.Endpoints = append(w.saved.Endpoints, *c.Put)
 	}
 	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Delete })
-	w.saved.Records = append(w.saved.Records, c.Record)
-	w.saved.Counters[c.Network] = c.Counter
+	if c.Record.Endpoint != "" {
+		w.saved.Records = append(w.saved.Records, c.Record)
+		w.saved.Counters[c.Network] = c.Counter
+	}
+	if c.Barred != nil {
+		w.saved.Barred[c.Network] = *c.Barred
+	}
 	if c.Grant != nil {
 		w.saved.Networks = append(w.saved.Networks, *c.Grant)
 	}
@@ -193,10 +229,9 @@ func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
 // start runs an agent in w until the test ends or stop is called.
 func start(t *testing.T, w *world) (a *Agent, stop func()) {
 	t.Helper()
-	n := byte(0)
 	a, err := New(Config{
 		Self: self, Name: "ay", Key: nodeKey, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
-		Random: func(b []byte) { n++; b[0], b[len(b)-1] = n, n }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Random: func(b []byte) { w.drawn++; b[0], b[len(b)-1] = w.drawn, w.drawn }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

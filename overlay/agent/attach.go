@@ -90,7 +90,7 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 		return overlay.AttachReply{}, err
 	}
 	wire.Waiting(ctx, "a manager to lease addresses of network "+r.Network)
-	id, err := a.enter(ctx, r.Network)
+	id, err := a.enter(ctx, r)
 	if err != nil {
 		return overlay.AttachReply{}, err
 	}
@@ -120,13 +120,7 @@ func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.Attac
 		var refused error
 		switch {
 		case errors.Is(err, errNotLeased):
-			var want []netip.Addr
-			for _, ip := range []netip.Addr{r.IP, r.IP6} {
-				if ip.IsValid() {
-					want = append(want, ip)
-				}
-			}
-			refused = a.more(ctx, id, 0, want)
+			refused = a.more(ctx, id, 0, named(r))
 		case errors.Is(err, errLeaseFull) && refill != nil:
 			select { // it may bring what this request needs
 			case <-refill:
@@ -143,6 +137,16 @@ func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.Attac
 		}
 	}
 	return at, overlay.Errorf(overlay.Exhausted, "network %s has no address left for this node; detach something, or remove a node that is gone", r.Network)
+}
+
+// named are the addresses that a request names.
+func named(r overlay.AttachRequest) (addrs []netip.Addr) {
+	for _, ip := range []netip.Addr{r.IP, r.IP6} {
+		if ip.IsValid() {
+			addrs = append(addrs, ip)
+		}
+	}
+	return addrs
 }
 
 // put is place's step in the loop: it decides everything about the endpoint and plans it.

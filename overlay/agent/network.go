@@ -28,11 +28,13 @@ type network struct {
 	own      map[overlay.EndpointID]overlay.Signed
 	used     map[netip.Addr]uint64 // when an address was last given back, in steps of clock
 	clock    uint64
-	synced   bool          // this node holds what the participants held when it began to follow
-	syncing  bool          // a fetch is under way
-	done     chan struct{} // closed at the end of that fetch
-	syncNext time.Time     // not before then, after one that failed
-	refill   chan struct{} // closed at the end of the refill under way; nil when there is none
+	synced   bool            // this node holds what the participants held when it began to follow
+	syncing  bool            // a fetch is under way
+	done     chan struct{}   // closed at the end of that fetch
+	syncNext time.Time       // not before then, after one that failed
+	refill   chan struct{}   // closed at the end of the refill under way; nil when there is none
+	barred   []overlay.Grant // runs of the lease that were given up, and are not to be used
+	surplus  [2]int          // idle addresses above the reserve, of each family, when tidy looked last
 }
 
 // network is the entry of an ID, made when it is missing. In the loop (or before it runs).
@@ -162,13 +164,13 @@ func (a *Agent) named(ref string) *network {
 
 // enter finds the network of a request. The first time, it takes a lease and fetches what
 // the participants know; later it asks nobody.
-func (a *Agent) enter(ctx context.Context, ref string) (overlay.NetworkID, error) {
+func (a *Agent) enter(ctx context.Context, r overlay.AttachRequest) (overlay.NetworkID, error) {
 	var n *network
-	if err := a.do(ctx, func(context.Context) { n = a.named(ref) }); err != nil {
+	if err := a.do(ctx, func(context.Context) { n = a.named(r.Network) }); err != nil {
 		return "", err
 	}
 	if n == nil {
-		g, err := a.Control.Grant(ctx, ref, 0, nil)
+		g, err := a.Control.Grant(ctx, r.Network, 0, named(r))
 		if err != nil {
 			return "", err
 		}
@@ -191,25 +193,18 @@ func (a *Agent) more(ctx context.Context, id overlay.NetworkID, want int, addrs 
 // take picks an address of the subnet from this node's lease: the one asked for, or the one
 // that was given back longest ago. In the loop.
 func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr) (netip.Addr, error) {
-	used := map[netip.Addr]string{}
-	for _, e := range a.endpoints {
-		if e.Network == n.def.ID {
-			for _, ip := range e.IPs {
-				used[ip] = e.Workload
-			}
-		}
-	}
+	used := a.used(n.def.ID)
 	if asked.IsValid() {
 		if by := used[asked]; by != "" {
 			return asked, overlay.Errorf(overlay.Exists, "address %s of network %s is in use by %s on this node; take another or detach that", asked, n.def.Name, by)
 		}
-		if _, ok := n.lease.Granted(asked); !ok {
+		if _, ok := n.usable().Granted(asked); !ok {
 			return asked, errNotLeased
 		}
 		return asked, nil
 	}
 	best, found := netip.Addr{}, false
-	for _, g := range n.lease.Grants {
+	for _, g := range n.usable().Grants {
 		for ip := g.First; g.Has(ip); ip = ip.Next() {
 			if s.Prefix.Contains(ip) && used[ip] == "" && (!found || n.used[ip] < n.used[best]) {
 				best, found = ip, true
@@ -229,12 +224,12 @@ var (
 
 // free counts what the lease has left in its scarcest family. In the loop.
 func (a *Agent) free(n *network) int {
-	least := -1
+	least, used := -1, a.used(n.def.ID)
 	for _, s := range n.def.Subnets {
 		left := 0
-		for _, g := range n.lease.Grants {
+		for _, g := range n.usable().Grants {
 			for ip := g.First; g.Has(ip); ip = ip.Next() {
-				if s.Prefix.Contains(ip) && !a.inUse(n.def.ID, ip) {
+				if _, is := used[ip]; !is && s.Prefix.Contains(ip) {
 					left++
 				}
 			}
@@ -246,13 +241,18 @@ func (a *Agent) free(n *network) int {
 	return least
 }
 
-func (a *Agent) inUse(id overlay.NetworkID, ip netip.Addr) bool {
+// used are the addresses of this node's own endpoints in a network, and whose they are. In the
+// loop.
+func (a *Agent) used(id overlay.NetworkID) map[netip.Addr]string {
+	used := map[netip.Addr]string{}
 	for _, e := range a.endpoints {
-		if e.Network == id && slices.Contains(e.IPs, ip) {
-			return true
+		if e.Network == id {
+			for _, ip := range e.IPs {
+				used[ip] = e.Workload
+			}
 		}
 	}
-	return false
+	return used
 }
 
 // topUp refills the lease behind the attach that took it below the mark. In the loop.
@@ -264,7 +264,10 @@ func (a *Agent) topUp(ctx context.Context, n *network) {
 	n.refill = done
 	id := n.def.ID
 	a.background(func() {
-		err := a.more(ctx, id, 0, nil)
+		g, err := a.Control.Refill(ctx, id)
+		if err == nil {
+			err = a.do(ctx, func(context.Context) { a.know(g.Network, g.Leases, g.Revision) })
+		}
 		if err != nil && ctx.Err() == nil {
 			a.Log.Warn("refill of a lease failed; the next attach tries again", "network", id, "err", err)
 		}

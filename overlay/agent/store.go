@@ -20,6 +20,7 @@ type Saved struct {
 	Records   []OwnRecord
 	Counters  map[overlay.NetworkID]Counter
 	Networks  []Grant // in which this node has a lease, as it knew them last
+	Barred    map[overlay.NetworkID][]overlay.Grant
 }
 
 // Change is one durable step: rows to keep or drop, and the records that state it.
@@ -30,7 +31,8 @@ type Change struct {
 	Record  OwnRecord
 	Put     *Row
 	Delete  overlay.EndpointID
-	Forget  bool // the network is gone: drop its counter and all its rows and records
+	Forget  bool             // the network is gone: drop its counter and all its rows and records
+	Barred  *[]overlay.Grant // replaces what is barred, if set
 }
 
 // Counter numbers this node's changes in one network.

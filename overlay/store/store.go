@@ -21,6 +21,7 @@ var (
 	records   = []byte("records")   // network ID + endpoint ID → agent.OwnRecord
 	counters  = []byte("counters")  // network ID → agent.Counter
 	networks  = []byte("networks")  // network ID → agent.Grant
+	barred    = []byte("barred")    // network ID → []overlay.Grant
 	single    = []byte("single")
 
 	keyVersion   = []byte("v")
@@ -56,7 +57,7 @@ func Open(path string) (*Store, error) {
 
 func (s *Store) prepare() error {
 	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{endpoints, records, counters, networks, single} {
+		for _, b := range [][]byte{endpoints, records, counters, networks, barred, single} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -80,7 +81,7 @@ func (s *Store) Close() error { return s.db.Close() }
 // Clear forgets everything: for a node that left its cluster.
 func (s *Store) Clear() error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{endpoints, records, counters, networks, single} {
+		for _, b := range [][]byte{endpoints, records, counters, networks, barred, single} {
 			if err := tx.DeleteBucket(b); err != nil {
 				return err
 			}
@@ -103,7 +104,7 @@ func put(tx *bbolt.Tx, bucket, key []byte, v any) error {
 
 // Load reads the node's own endpoints.
 func (s *Store) Load() (agent.Saved, error) {
-	out := agent.Saved{Counters: map[overlay.NetworkID]agent.Counter{}}
+	out := agent.Saved{Counters: map[overlay.NetworkID]agent.Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}}
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		return errors.Join(
 			tx.Bucket(endpoints).ForEach(func(_, b []byte) error {
@@ -130,6 +131,12 @@ func (s *Store) Load() (agent.Saved, error) {
 				err := json.Unmarshal(b, &g)
 				out.Networks = append(out.Networks, g)
 				return err
+			}),
+			tx.Bucket(barred).ForEach(func(k, b []byte) error {
+				var runs []overlay.Grant
+				err := json.Unmarshal(b, &runs)
+				out.Barred[overlay.NetworkID(k)] = runs
+				return err
 			}))
 	})
 	if err != nil {
@@ -154,8 +161,15 @@ func (s *Store) Save(c agent.Change) error {
 				return err
 			}
 		}
-		if err := put(tx, records, []byte(string(c.Network)+string(c.Record.Endpoint)), c.Record); err != nil {
-			return err
+		if c.Record.Endpoint != "" {
+			if err := put(tx, records, []byte(string(c.Network)+string(c.Record.Endpoint)), c.Record); err != nil {
+				return err
+			}
+		}
+		if c.Barred != nil {
+			if err := put(tx, barred, []byte(c.Network), *c.Barred); err != nil {
+				return err
+			}
 		}
 		if c.Grant != nil {
 			if err := put(tx, networks, []byte(c.Network), c.Grant); err != nil {
@@ -185,7 +199,7 @@ func raise(tx *bbolt.Tx, id overlay.NetworkID, c agent.Counter) error {
 }
 
 func forget(tx *bbolt.Tx, id overlay.NetworkID) error {
-	for _, b := range [][]byte{counters, networks} {
+	for _, b := range [][]byte{counters, networks, barred} {
 		if err := tx.Bucket(b).Delete([]byte(id)); err != nil {
 			return err
 		}

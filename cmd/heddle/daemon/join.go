@@ -311,9 +311,13 @@ func (m *member) ready(ctx context.Context) {
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
+	met := false
 	for {
 		for _, p := range m.gossip.Load().Peers() {
-			if p.State == "alive" && (m.role.running() == nil || m.role.running().Voter()) {
+			if p.State == "alive" && !met {
+				met = m.gossip.Load().Introduce(ctx, p.Node) == nil
+			}
+			if met && (m.role.running() == nil || m.role.running().Voter()) {
 				return
 			}
 		}

@@ -37,7 +37,8 @@ type member struct {
 	watcher *api.Watcher
 	gossip  atomic.Pointer[gossip.Node] // a manager asks for it before it is there
 	agent   *agent.Agent
-	news    chan struct{} // the watcher's signal, passed on to the agent
+	holder  atomic.Pointer[agent.Agent] // the same, for managers, who may ask before it is there
+	news    chan struct{}               // the watcher's signal, passed on to the agent
 
 	trusted atomic.Pointer[trusted]
 	cancel  context.CancelFunc
@@ -95,6 +96,7 @@ func (m *member) build(first *overlay.Facts) error {
 		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
 		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
 	})
+	m.holder.Store(m.agent)
 	return err
 }
 
@@ -352,6 +354,37 @@ func (f factsOf) Changed() <-chan struct{} { return f.m.news }
 type controlOf struct{ client *api.Client }
 
 func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (agent.Grant, error) {
-	g, err := c.client.Grant(ctx, network, want, addrs)
+	g, err := c.client.Grant(ctx, api.GrantRequest{Network: network, Want: want, Addrs: addrs})
 	return agent.Grant(g), err
 }
+
+func (c controlOf) Refill(ctx context.Context, network overlay.NetworkID) (agent.Grant, error) {
+	g, err := c.client.Grant(ctx, api.GrantRequest{Network: string(network), Spare: true})
+	return agent.Grant(g), err
+}
+
+func (c controlOf) Release(ctx context.Context, s overlay.Signed) (agent.Grant, error) {
+	g, err := c.client.Release(ctx, s)
+	return agent.Grant(g), err
+}
+
+// holderOf answers what managers ask of this node's leases, once there is an agent.
+type holderOf struct{ m *member }
+
+func (h holderOf) Release(ctx context.Context, r overlay.ReleaseRequest) (overlay.ReleaseReply, error) {
+	a := h.m.holder.Load()
+	if a == nil {
+		return overlay.ReleaseReply{}, errStarting
+	}
+	return a.Release(ctx, r)
+}
+
+func (h holderOf) Forgot(ctx context.Context, n overlay.NodeID) error {
+	a := h.m.holder.Load()
+	if a == nil {
+		return errStarting
+	}
+	return a.Forgot(ctx, n)
+}
+
+var errStarting = overlay.Errorf(overlay.Unavailable, "the daemon is starting; try again when it is up")

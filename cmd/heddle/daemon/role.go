@@ -29,7 +29,7 @@ func (r *role) open() (*cluster.Manager, error) {
 	m := r.m
 	return cluster.Open(cluster.Config{
 		Self: m.cred.Identity().Node, Dir: m.d.raftDir(), Credentials: m.cred, Port: m.port,
-		Client: m.client, Observer: observer{m}, Hello: m.d.hello(), Now: time.Now, Log: m.log,
+		Client: m.client, Observer: observer{m}, Holder: holderOf{m}, Hello: m.d.hello(), Now: time.Now, Log: m.log,
 	})
 }
 
@@ -103,7 +103,7 @@ func (r *role) work(ctx context.Context, manager *cluster.Manager) {
 		r.manager = nil
 		r.mu.Unlock()
 	}
-	if err := cluster.ServeWorker(ctx, r.m.port, r.m.cred, r.m.d.hello(), r.m.log); err != nil && ctx.Err() == nil {
+	if err := cluster.ServeWorker(ctx, r.m.port, r.m.cred, r.m.d.hello(), holderOf{r.m}, r.m.log); err != nil && ctx.Err() == nil {
 		r.m.log.Error("answer on the control port", "err", err)
 	}
 }
