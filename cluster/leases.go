@@ -170,6 +170,7 @@ type holder struct {
 func (h holder) Release(ctx context.Context, r overlay.ReleaseRequest) (overlay.ReleaseReply, error) {
 	return h.all.Release(ctx, h.id, r)
 }
+
 func (h holder) Forgot(ctx context.Context, n overlay.NodeID) error {
 	return h.all.Forgot(ctx, h.id, n)
 }

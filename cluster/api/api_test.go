@@ -91,6 +91,7 @@ func (s *stub) Leave(context.Context, overlay.NodeID) error                    {
 func (s *stub) UpdateSelf(context.Context, overlay.NodeID, Addresses) (n overlay.Node, _ error) {
 	return n, nil
 }
+
 func (s *stub) Release(context.Context, overlay.NodeID, overlay.Signed) (g GrantReply, _ error) {
 	return g, nil
 }
