@@ -144,3 +144,43 @@ func TestRemoval(t *testing.T) {
 		t.Errorf("a dropped network is still there")
 	}
 }
+
+// Granted to A, released, granted to B, and other addresses to A: in every order of arrival,
+// with and without A's tombstone, the address ends at B.
+func TestAnAddressEndsWhereItWasGrantedLast(t *testing.T) {
+	said := []overlay.Claim{
+		claim(a, 1, 1, 1, "10.0.0.1", 5),
+		claim(a, 1, 2, 1, "", 0),          // detached, and released after it
+		claim(b, 1, 1, 1, "10.0.0.1", 9),  // granted anew
+		claim(a, 1, 3, 2, "10.0.0.2", 12), // another grant to A, later
+		claim(a, 2, 1, 3, "10.0.0.3", 12), // and a later life of A's table
+	}
+	for _, tombstone := range []bool{true, false} {
+		var permute func(left, order []overlay.Claim)
+		permute = func(left, order []overlay.Claim) {
+			if len(left) == 0 {
+				table := New()
+				for _, c := range order {
+					table.Merge(c)
+				}
+				var at []string
+				for _, c := range table.Live(net) {
+					if c.Record.IPs[0] == netip.MustParseAddr("10.0.0.1") {
+						at = append(at, string(c.Record.Owner[:1]))
+					}
+				}
+				if !slices.Equal(at, []string{"b"}) {
+					t.Fatalf("after %v it is at %v", names(order), at)
+				}
+			}
+			for i, c := range left {
+				permute(slices.Concat(left[:i], left[i+1:]), append(slices.Clip(order), c))
+			}
+		}
+		said := said
+		if !tombstone {
+			said = slices.Delete(slices.Clone(said), 1, 2)
+		}
+		permute(said, nil)
+	}
+}
