@@ -9,7 +9,8 @@ import (
 
 // Diff is what has to be done to a kernel that holds have, so that it holds want. Order:
 // the filter and additions to the allow-set, namespaces, links (bridges, VXLAN devices,
-// veths; all down), addresses, neighbours, forwarding entries, links up; then removals,
+// veths; all down), addresses, neighbours, forwarding entries, links up, announcements of
+// addresses that changed hands; then removals,
 // those of the allow-set last. A removal comes earlier only where what replaces it needs
 // its name. A VXLAN device is thus never up without its port flags and the allow-set.
 func Diff(have *State, want *Config) []Op {
@@ -29,6 +30,9 @@ func Diff(have *State, want *Config) []Op {
 	d.addAddresses()
 	d.addEntries()
 	d.upLinks()
+	for _, n := range d.changed {
+		d.do(Announce{n})
+	}
 	d.delRows()
 	d.delLinks()
 	d.delFilter()
@@ -47,8 +51,9 @@ type differ struct {
 	flushed map[LinkKey]bool  // links that lose their last IPv4 address: their IPv4 neighbours are gone
 	ending  []Namespace       // to be removed
 
-	oldAddresses   []Address // to be removed at the end
-	fdb, neighbors int       // how many rows there are that are wanted
+	changed        []Neighbor // entries with another MAC than workloads may remember
+	oldAddresses   []Address  // to be removed at the end
+	fdb, neighbors int        // how many rows there are that are wanted
 }
 
 func (d *differ) do(op Op) { d.ops = append(d.ops, op) }
@@ -254,6 +259,9 @@ func (d *differ) addEntries() {
 		have, ok := d.have.Neighbors[n.Key()]
 		if !ok || have.MAC != n.MAC || d.neighborGone(n) {
 			d.do(SetNeighbor{n})
+			if mac, known := d.have.Behind[n.Key()]; known && mac != n.MAC {
+				d.changed = append(d.changed, n)
+			}
 		}
 		if ok {
 			d.neighbors++

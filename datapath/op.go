@@ -43,6 +43,10 @@ type (
 	SetNeighbor struct{ Neighbor }
 	// DelNeighbor removes a neighbour entry.
 	DelNeighbor struct{ Neighbor }
+	// Announce tells the workloads at the entry's bridge which MAC is behind its address now:
+	// by gratuitous ARP (RFC 5227, section 3) or unsolicited neighbour advertisement (RFC 4861,
+	// section 7.2.6).
+	Announce struct{ Neighbor }
 	// SetFDB adds or replaces a forwarding entry.
 	SetFDB struct{ FDBEntry }
 	// DelFDB removes a forwarding entry.
@@ -63,6 +67,7 @@ func (o SetAddress) Owner() Owner   { return o.Address.Owner }
 func (o DelAddress) Owner() Owner   { return o.Address.Owner }
 func (o SetNeighbor) Owner() Owner  { return o.Neighbor.Owner }
 func (o DelNeighbor) Owner() Owner  { return o.Neighbor.Owner }
+func (o Announce) Owner() Owner     { return o.Neighbor.Owner }
 func (o SetFDB) Owner() Owner       { return o.FDBEntry.Owner }
 func (o DelFDB) Owner() Owner       { return o.FDBEntry.Owner }
 
@@ -80,6 +85,7 @@ func (o SetAddress) At() LinkKey   { return LinkKey{o.NS, o.Link} }
 func (o DelAddress) At() LinkKey   { return LinkKey{o.NS, o.Link} }
 func (o SetNeighbor) At() LinkKey  { return LinkKey{o.NS, o.Link} }
 func (o DelNeighbor) At() LinkKey  { return LinkKey{o.NS, o.Link} }
+func (o Announce) At() LinkKey     { return LinkKey{o.NS, o.Link} }
 func (o SetFDB) At() LinkKey       { return LinkKey{o.NS, o.Link} }
 func (o DelFDB) At() LinkKey       { return LinkKey{o.NS, o.Link} }
 
@@ -110,6 +116,10 @@ func (o SetNeighbor) String() string {
 
 func (o DelNeighbor) String() string {
 	return fmt.Sprintf("delete neighbor %s/%s %s", o.NS, o.Link, o.IP)
+}
+
+func (o Announce) String() string {
+	return fmt.Sprintf("announce %s/%s %s %s", o.NS, o.Link, o.IP, o.MAC)
 }
 func (o SetFDB) String() string { return "set fdb " + o.text() }
 func (o DelFDB) String() string { return "delete fdb " + o.text() }
@@ -153,6 +163,11 @@ func (o DelAllow) apply(s *State) {
 func (o SetNamespace) apply(s *State) { s.Namespaces[o.Name] = o.Namespace }
 func (o DelNamespace) apply(s *State) {
 	delete(s.Namespaces, o.Name)
+	for k := range s.Behind {
+		if k.NS == o.NS() {
+			delete(s.Behind, k)
+		}
+	}
 	for _, l := range s.Links {
 		if l.NS == o.NS() || l.Kind == Veth && l.Peer.NS == o.NS() {
 			DelLink{l.Link}.apply(s)
@@ -208,7 +223,12 @@ func (o DelAddress) apply(s *State) {
 	}
 	s.dropNeighbors(LinkKey{o.NS, o.Link}, true)
 }
-func (o SetNeighbor) apply(s *State) { s.Neighbors[o.Key()] = o.Neighbor }
+
+func (o SetNeighbor) apply(s *State) {
+	s.Neighbors[o.Key()] = o.Neighbor
+	s.Behind[o.Key()] = o.MAC
+}
+func (Announce) apply(*State)        {}
 func (o DelNeighbor) apply(s *State) { delete(s.Neighbors, o.Key()) }
 func (o SetFDB) apply(s *State)      { s.FDB[o.Key()] = o.FDBEntry }
 func (o DelFDB) apply(s *State)      { delete(s.FDB, o.Key()) }

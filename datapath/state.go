@@ -18,6 +18,10 @@ type State struct {
 	Neighbors  map[NeighborKey]Neighbor
 	FDB        map[FDBKey]FDBEntry
 	Filter     FilterState
+
+	// Behind is the last MAC that was behind an address, whether its entry is there or gone:
+	// somebody may remember it. The kernel does not tell; see Remember.
+	Behind map[NeighborKey]MAC
 }
 
 // LinkKey is the key of a link, or with an empty name that of a namespace.
@@ -87,12 +91,22 @@ func NewState() *State {
 		Neighbors:  map[NeighborKey]Neighbor{},
 		FDB:        map[FDBKey]FDBEntry{},
 		Filter:     FilterState{Allowed: map[Allow]bool{}},
+		Behind:     map[NeighborKey]MAC{},
+	}
+}
+
+// Remember takes over from an older state what the kernel does not tell.
+func (s *State) Remember(old *State) {
+	for k, mac := range old.Behind {
+		if _, known := s.Behind[k]; !known {
+			s.Behind[k] = mac
+		}
 	}
 }
 
 // Clone is a copy that shares nothing.
 func (s *State) Clone() *State {
-	c := &State{maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), s.Filter}
+	c := &State{maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), s.Filter, maps.Clone(s.Behind)}
 	c.Filter.Allowed = maps.Clone(s.Filter.Allowed)
 	return c
 }

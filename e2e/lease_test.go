@@ -3,11 +3,15 @@
 package e2e
 
 import (
+	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/heddle-net/heddle/e2e/cluster"
 	"github.com/heddle-net/heddle/e2e/lab"
+	"github.com/heddle-net/heddle/e2e/probe"
 )
 
 // within runs heddle on a host and takes the time.
@@ -64,5 +68,60 @@ func TestTheLastAddressOfASmallSubnet(t *testing.T) {
 	w.reaches(c, "c1", w.endpoint(a, "a3"))
 	if out := w.ok(m, "network", "ls", "--format", "{{range .IPAM.Config}}{{.InUse}} {{.Leased}} {{.Addresses}}{{end}}"); out != "5 5 5" {
 		t.Errorf("in use, leased and usable are %q", out)
+	}
+}
+
+// An address moves to another workload on another node at once, while a peer that knows the
+// old one sends to it.
+func TestAnAddressIsReusedAtOnce(t *testing.T) {
+	w := common(t)
+	net := w.network(w.Host(1), "--ipv6")
+	p, a, b := w.Host(3), w.Host(4), w.Host(5)
+	w.attach(p, "peer", net)
+	near := w.attach(p, "near", net) // a neighbour on the peer's own node
+	far := w.attach(a, "far", net)
+	far2 := far
+	far2.Name = "far2"
+	for _, move := range []struct {
+		from, to *lab.Host
+		old      cluster.Endpoint
+		name     string
+	}{{a, b, far, "far2"}, {p, a, near, "near2"}, {b, p, far2, "far3"}} {
+		w.reaches(p, "peer", move.old)
+		gap4, gap6 := w.gap(p, "peer", move.old.IPv4.Addr()), w.gap(p, "peer", move.old.IPv6.Addr())
+		w.ok(move.from, "detach", move.old.Name)
+		e := w.attach(move.to, move.name, net, "--ip", move.old.IPv4.Addr().String(), "--ip6", move.old.IPv6.Addr().String())
+		w.reaches(p, "peer", e)
+		for _, gap := range []time.Duration{gap4(), gap6()} {
+			t.Logf("%s after %s: no answers for %s", e.Name, move.old.Name, gap)
+			if gap > time.Second {
+				t.Errorf("no answers for %s", gap)
+			}
+		}
+	}
+}
+
+// gap sends 100 probes a second to an address until the function that it returns is called,
+// which tells the longest time without an answer.
+func (w world) gap(h *lab.Host, workload string, to netip.Addr) func() time.Duration {
+	w.t.Helper()
+	said, err := os.CreateTemp(w.t.TempDir(), "ping")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p, err := h.Start(lab.Command{Args: in(workload, probe.Args("ping", "-c", "0", "-i", "10ms", "-w", "50ms", to.String())), Stdout: said})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return func() time.Duration {
+		_ = p.Signal(2)
+		_ = p.Wait(w.t.Context()) // some had no answer
+		b, _ := os.ReadFile(said.Name())
+		_, text, _ := strings.Cut(strings.TrimSpace(string(b)), "longest gap ")
+		gap, err := time.ParseDuration(text)
+		if err != nil {
+			w.t.Fatalf("the probe said %q", b)
+		}
+		return gap
 	}
 }

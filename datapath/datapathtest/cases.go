@@ -148,8 +148,8 @@ func smallChanges(t *testing.T, e Env) []step {
 	return []step{
 		{name: "two local ones", want: fewer.Config()},
 		{name: "two remote ones, one member", want: full.Config(), ops: 7},
-		{name: "without a local one", want: one.Config(), ops: 1},
-		{name: "with it again", want: full.Config(), ops: 5},
+		{name: "without a local one", want: one.Config(), ops: 3},
+		{name: "with it again", want: full.Config(), ops: 7},
 		{name: "without remote ones", want: fewer.Config(), ops: 7},
 	}
 }
@@ -273,7 +273,7 @@ func ownNamespaces(t *testing.T, e Env) []step {
 	return []step{
 		{name: "both", want: o.Config()},
 		{name: "again", want: o.Config(), ops: -1},
-		{name: "one", want: one.Config(), ops: 2},
+		{name: "one", want: one.Config(), ops: 4},
 		{name: "both again", want: o.Config()},
 		{name: "none", want: datapath.Config{}},
 	}

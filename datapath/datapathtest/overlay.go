@@ -78,11 +78,11 @@ func (e Endpoint) MAC() datapath.MAC {
 func (e Endpoint) Owner() datapath.Owner { return datapath.Owner(fmt.Sprintf("endpoint%d", e.N)) }
 
 func (e Endpoint) add(c *datapath.Config, ns datapath.NS) {
+	for _, ip := range []netip.Addr{e.IPv4(), e.IPv6()} {
+		c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: "br0", IP: ip, MAC: e.MAC(), Owner: e.Owner()})
+	}
 	if e.VTEP.IsValid() {
 		c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: "vx0", MAC: e.MAC(), VTEP: e.VTEP, Owner: e.Owner()})
-		for _, ip := range []netip.Addr{e.IPv4(), e.IPv6()} {
-			c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: "br0", IP: ip, MAC: e.MAC(), Owner: e.Owner()})
-		}
 		return
 	}
 	if e.Make != "" {

@@ -200,6 +200,8 @@ func (k *Kernel) apply(op datapath.Op) error {
 		return k.neighbor(unix.RTM_NEWNEIGH, op.Neighbor)
 	case datapath.DelNeighbor:
 		return gone(k.neighbor(unix.RTM_DELNEIGH, op.Neighbor))
+	case datapath.Announce:
+		return k.announce(op.Neighbor)
 	case datapath.SetFDB:
 		return k.setFDB(op.FDBEntry)
 	case datapath.DelFDB:

@@ -304,7 +304,7 @@ func (r *reader) readNeighbors(ns datapath.NS, h *handle, names map[int32]string
 		}
 	})
 	for _, n := range rows {
-		r.s.Neighbors[n.Key()] = n
+		r.s.Neighbors[n.Key()], r.s.Behind[n.Key()] = n, n.MAC
 	}
 	return err
 }

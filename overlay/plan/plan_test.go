@@ -113,11 +113,15 @@ func TestBuildWants(t *testing.T) {
 		},
 		{
 			"no entry for an owner without a node record", func(v *View) { delete(v.Nodes, nodeB) },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.Filter.Allowed) == 1 },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.Filter.Allowed) == 1 },
 		},
 		{
 			"own claims make no remote entry", func(v *View) { v.Remote[blue][0].Record.Owner = nodeA },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 0 && len(c.FDB) == 1 },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.FDB) == 1 },
+		},
+		{
+			"an address of a local endpoint is nobody else's", func(v *View) { v.Remote[blue][0].Record.IPs[0] = v.Local[0].IPs[0] },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.FDB) == 1 },
 		},
 		{
 			"only participants are let in", func(v *View) { v.Participants[blue] = []overlay.NodeID{nodeA, nodeC} },

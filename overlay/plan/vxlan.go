@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
@@ -45,11 +46,11 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 	for _, e := range local {
 		port(c, ns, mtu, n, e)
 	}
-	remote(c, ns, owner, v, n)
+	remote(c, ns, owner, v, n, local)
 }
 
 // port wants one local endpoint: a veth made in place, its far end in the workload's
-// namespace. Broadcast reaches it, since suppression answers only for what lies behind the
+// namespace. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since suppression answers only for what lies behind the
 // VXLAN device and two endpoints of one node must find each other.
 func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endpoint) {
 	owner, name := datapath.Owner(e.ID), PortName(e.ID)
@@ -65,12 +66,20 @@ func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endp
 				Prefix: netip.PrefixFrom(ip, s.Prefix.Bits()), Owner: owner,
 			})
 		}
+		c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: BridgeName, IP: ip, MAC: datapath.MAC(e.MAC), Owner: owner})
 	}
 	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), Owner: owner})
 }
 
-// remote wants the entries for other nodes' endpoints, and lets their frames in.
-func remote(c *datapath.Config, ns datapath.NS, owner datapath.Owner, v View, n overlay.Network) {
+// remote wants the entries for other nodes' endpoints, and lets their frames in. What a local
+// endpoint has got a moment ago may still be claimed by its last holder.
+func remote(c *datapath.Config, ns datapath.NS, owner datapath.Owner, v View, n overlay.Network, local []Endpoint) {
+	own := map[netip.Addr]bool{}
+	for _, e := range local {
+		for _, ip := range e.IPs {
+			own[ip] = true
+		}
+	}
 	for _, id := range v.Participants[n.ID] {
 		if vtep := v.Nodes[id].DataPath(); id != v.Self && vtep.IsValid() {
 			c.Filter.Allowed = append(c.Filter.Allowed, datapath.Allow{Source: vtep, VNI: n.VNI})
@@ -78,7 +87,7 @@ func remote(c *datapath.Config, ns datapath.NS, owner datapath.Owner, v View, n 
 	}
 	for _, claim := range v.Remote[n.ID] {
 		vtep := v.Nodes[claim.Record.Owner].DataPath()
-		if claim.Record.Owner == v.Self || !vtep.IsValid() {
+		if claim.Record.Owner == v.Self || !vtep.IsValid() || slices.ContainsFunc(claim.Record.IPs, func(ip netip.Addr) bool { return own[ip] }) {
 			continue
 		}
 		mac, of := datapath.MAC(claim.Record.MAC), datapath.Owner(claim.Record.Endpoint)
