@@ -34,14 +34,20 @@ type Config struct {
 	Addresses  []Address
 	Neighbors  []Neighbor
 	FDB        []FDBEntry
+	Routes     []Route
 	Filter     Filter
+	Egress     Egress
 }
 
 // Namespace is a namespace that heddle makes, marks and removes: /run/netns/NAME. Loopback
-// is up in it, forwarding is off, and what br_netfilter would do to bridged frames is off.
+// is up in it, and what br_netfilter would do to bridged frames is off.
 type Namespace struct {
 	Name  string
 	Owner Owner
+
+	// Uplink is the link on which packets are forwarded out of this namespace, and behind
+	// whose address they hide (masquerade). Without one nothing is forwarded.
+	Uplink string
 
 	// Partial says that the forwarding and neighbour entries of this namespace are not all
 	// known yet, as after a start: those that are not wanted stay until they are.
@@ -128,6 +134,25 @@ type FDBEntry struct {
 	MAC   MAC
 	VTEP  netip.Addr // zero for a local port
 	Owner Owner
+}
+
+// Route is a unicast route in the main table. Key: (NS, Link, Prefix, Metric).
+type Route struct {
+	NS     NS
+	Link   string
+	Prefix netip.Prefix
+	Via    netip.Addr // the next hop, on the link
+	Metric int        // lower is better; no other route of that prefix has it
+	Owner  Owner
+}
+
+// Egress is the host's part in letting workloads out: what comes from uplinks is forwarded, and
+// hides behind the host's addresses. Where forwarding was off, what others would forward through
+// it is dropped. The zero value wants none of it.
+type Egress struct {
+	Uplinks string       // how the host's ends of uplinks begin
+	Pool4   netip.Prefix // their addresses
+	Pool6   netip.Prefix
 }
 
 // Filter is the host's allow-set: VXLAN frames to Port with a VNI of MinVNI or more are

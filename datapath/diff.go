@@ -9,7 +9,7 @@ import (
 
 // Diff is what has to be done to a kernel that holds have, so that it holds want. Order:
 // the filter and additions to the allow-set, namespaces, links (bridges, VXLAN devices,
-// veths; all down), addresses, neighbours, forwarding entries, links up, announcements of
+// veths; all down), addresses, neighbours, forwarding entries, links up, routes, announcements of
 // addresses that changed hands; then removals,
 // those of the allow-set last. A removal comes earlier only where what replaces it needs
 // its name. A VXLAN device is thus never up without its port flags and the allow-set.
@@ -25,16 +25,23 @@ func Diff(have *State, want *Config) []Op {
 	}
 	d.ending = unwanted(have.Namespaces, want.Namespaces, func(n Namespace) string { return n.Name }, strings.Compare)
 	d.addFilter()
+	if want.Egress != (Egress{}) && have.Egress != want.Egress {
+		d.do(SetEgress{want.Egress})
+	}
 	d.addNamespaces()
 	d.addLinks()
 	d.addAddresses()
 	d.addEntries()
 	d.upLinks()
+	d.addRoutes()
 	for _, n := range d.changed {
 		d.do(Announce{n})
 	}
 	d.delRows()
 	d.delLinks()
+	if want.Egress == (Egress{}) && have.Egress != (Egress{}) {
+		d.do(DelEgress{})
+	}
 	d.delFilter()
 	return d.ops
 }
@@ -297,6 +304,24 @@ func (d *differ) upLinks() {
 	}
 }
 
+// addRoutes adds routes: the kernel takes them for a link that is up, and drops those of one
+// that was set down.
+func (d *differ) addRoutes() {
+	down := map[LinkKey]bool{}
+	for _, l := range d.have.Links {
+		if !l.Up {
+			down[l.Key()], down[l.Peer.Key()] = true, true
+		}
+	}
+	for _, r := range d.want.Routes {
+		link := LinkKey{r.NS, r.Link}
+		have, ok := d.have.Routes[r.Key()]
+		if !ok || have.Via != r.Via || d.fresh(link) || down[link] || r.Prefix.Addr().Is4() && d.flushed[link] {
+			d.do(SetRoute{r})
+		}
+	}
+}
+
 // neighborGone says whether an entry that was there went with something else.
 func (d *differ) neighborGone(n Neighbor) bool {
 	link := LinkKey{n.NS, n.Link}
@@ -308,10 +333,16 @@ func (d *differ) delRows() {
 	for _, a := range d.oldAddresses {
 		d.do(DelAddress{a})
 	}
-	if d.fdb == len(d.have.FDB) && d.neighbors == len(d.have.Neighbors) {
+	routes := unwanted(d.have.Routes, d.want.Routes, Route.Key, compareRoutes)
+	if len(routes) == 0 && d.fdb == len(d.have.FDB) && d.neighbors == len(d.have.Neighbors) {
 		return
 	}
 	stays, partial := d.staying(), map[NS]bool{}
+	for _, r := range routes {
+		if stays(r.NS, r.Link) && !(r.Prefix.Addr().Is4() && d.flushed[LinkKey{r.NS, r.Link}]) {
+			d.do(DelRoute{r})
+		}
+	}
 	for _, n := range d.want.Namespaces {
 		partial[n.NS()] = n.Partial
 	}
@@ -420,6 +451,10 @@ func compareFDB(a, b FDBKey) int {
 
 func compareNeighbors(a, b NeighborKey) int {
 	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), a.IP.Compare(b.IP))
+}
+
+func compareRoutes(a, b RouteKey) int {
+	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Metric, b.Metric))
 }
 
 func compareAddresses(a, b AddressKey) int {

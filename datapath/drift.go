@@ -14,6 +14,10 @@ func Drift(believed, seen *State) map[string]uint64 {
 	count("address", differing(believed.Addresses, seen.Addresses, func(a, b Address) bool { return true }))
 	count("neighbor", differing(believed.Neighbors, seen.Neighbors, func(a, b Neighbor) bool { return a.MAC == b.MAC }))
 	count("fdb", differing(believed.FDB, seen.FDB, func(a, b FDBEntry) bool { return a.VTEP == b.VTEP }))
+	count("route", differing(believed.Routes, seen.Routes, func(a, b Route) bool { return a.Via == b.Via }))
+	if believed.Egress != seen.Egress {
+		count("egress", 1)
+	}
 	filter := differing(believed.Filter.Allowed, seen.Filter.Allowed, func(a, b bool) bool { return true })
 	if believed.Filter.Port != seen.Filter.Port || believed.Filter.MinVNI != seen.Filter.MinVNI {
 		filter++

@@ -23,6 +23,10 @@ type (
 	AddAllow struct{ Allowed []Allow }
 	// DelAllow takes elements out of the allow-set.
 	DelAllow struct{ Allowed []Allow }
+	// SetEgress makes the host forward for uplinks, and hides what they send.
+	SetEgress struct{ Egress }
+	// DelEgress takes that back.
+	DelEgress struct{}
 	// SetNamespace makes the namespace, or repairs its settings.
 	SetNamespace struct{ Namespace }
 	// DelNamespace removes the namespace with all that is in it.
@@ -51,12 +55,20 @@ type (
 	SetFDB struct{ FDBEntry }
 	// DelFDB removes a forwarding entry.
 	DelFDB struct{ FDBEntry }
+	// SetRoute adds or replaces a route.
+	SetRoute struct{ Route }
+	// DelRoute removes a route.
+	DelRoute struct{ Route }
 )
 
 func (SetFilter) Owner() Owner      { return "" }
 func (DelFilter) Owner() Owner      { return "" }
 func (AddAllow) Owner() Owner       { return "" }
 func (DelAllow) Owner() Owner       { return "" }
+func (SetEgress) Owner() Owner      { return "" }
+func (DelEgress) Owner() Owner      { return "" }
+func (o SetRoute) Owner() Owner     { return o.Route.Owner }
+func (o DelRoute) Owner() Owner     { return o.Route.Owner }
 func (o SetNamespace) Owner() Owner { return o.Namespace.Owner }
 func (o DelNamespace) Owner() Owner { return o.Namespace.Owner }
 func (o AddLink) Owner() Owner      { return o.Link.Owner }
@@ -75,6 +87,10 @@ func (SetFilter) At() LinkKey      { return LinkKey{} }
 func (DelFilter) At() LinkKey      { return LinkKey{} }
 func (AddAllow) At() LinkKey       { return LinkKey{} }
 func (DelAllow) At() LinkKey       { return LinkKey{} }
+func (SetEgress) At() LinkKey      { return LinkKey{} }
+func (DelEgress) At() LinkKey      { return LinkKey{} }
+func (o SetRoute) At() LinkKey     { return LinkKey{o.NS, o.Link} }
+func (o DelRoute) At() LinkKey     { return LinkKey{o.NS, o.Link} }
 func (o SetNamespace) At() LinkKey { return LinkKey{NS: o.NS()} }
 func (o DelNamespace) At() LinkKey { return LinkKey{NS: o.NS()} }
 func (o AddLink) At() LinkKey      { return o.Key() }
@@ -96,6 +112,10 @@ func (DelFilter) String() string      { return "delete filter" }
 func (o AddAllow) String() string     { return "allow " + fmt.Sprint(o.Allowed) }
 func (o DelAllow) String() string     { return "disallow " + fmt.Sprint(o.Allowed) }
 func (a Allow) String() string        { return fmt.Sprintf("%s vni %d", a.Source, a.VNI) }
+func (o SetEgress) String() string    { return "set egress for " + o.Uplinks + "*" }
+func (DelEgress) String() string      { return "delete egress" }
+func (o SetRoute) String() string     { return "set route " + o.text() }
+func (o DelRoute) String() string     { return "delete route " + o.text() }
 func (o SetNamespace) String() string { return "set namespace " + o.Name }
 func (o DelNamespace) String() string { return "delete namespace " + o.Name }
 func (o AddLink) String() string      { return "add link " + o.text() }
@@ -132,6 +152,10 @@ func (l Link) text() string {
 	return s
 }
 
+func (r Route) text() string {
+	return fmt.Sprintf("%s/%s %s via %s metric %d", r.NS, r.Link, r.Prefix, r.Via, r.Metric)
+}
+
 func (f FDBEntry) text() string {
 	s := fmt.Sprintf("%s/%s %s", f.NS, f.Link, f.MAC)
 	if f.VTEP.IsValid() {
@@ -160,6 +184,10 @@ func (o DelAllow) apply(s *State) {
 	}
 }
 
+func (o SetEgress) apply(s *State)    { s.Egress = o.Egress }
+func (DelEgress) apply(s *State)      { s.Egress = Egress{} }
+func (o SetRoute) apply(s *State)     { s.Routes[o.Key()] = o.Route }
+func (o DelRoute) apply(s *State)     { delete(s.Routes, o.Key()) }
 func (o SetNamespace) apply(s *State) { s.Namespaces[o.Name] = o.Namespace }
 func (o DelNamespace) apply(s *State) {
 	delete(s.Namespaces, o.Name)
@@ -222,6 +250,7 @@ func (o DelAddress) apply(s *State) {
 		}
 	}
 	s.dropNeighbors(LinkKey{o.NS, o.Link}, true)
+	s.dropRoutes(LinkKey{o.NS, o.Link}, true)
 }
 
 func (o SetNeighbor) apply(s *State) {
@@ -241,7 +270,18 @@ func (s *State) dropRows(l LinkKey) {
 		}
 	}
 	s.dropNeighbors(l, false)
+	s.dropRoutes(l, false)
 	s.dropFDB(l, false)
+}
+
+// dropRoutes forgets what the kernel flushes when a link goes, or, IPv4 alone, when its last
+// IPv4 address goes.
+func (s *State) dropRoutes(l LinkKey, only4 bool) {
+	for k := range s.Routes {
+		if k.NS == l.NS && k.Link == l.Name && (!only4 || k.Prefix.Addr().Is4()) {
+			delete(s.Routes, k)
+		}
+	}
 }
 
 // dropNeighbors forgets what the kernel flushes when a link's MAC changes, or, IPv4 alone,

@@ -17,7 +17,9 @@ type State struct {
 	Addresses  map[AddressKey]Address
 	Neighbors  map[NeighborKey]Neighbor
 	FDB        map[FDBKey]FDBEntry
+	Routes     map[RouteKey]Route
 	Filter     FilterState
+	Egress     Egress // zero also where a part of it is missing
 
 	// Behind is the last MAC that was behind an address, whether its entry is there or gone:
 	// somebody may remember it. The kernel does not tell; see Remember.
@@ -51,6 +53,14 @@ type FDBKey struct {
 	MAC  MAC
 }
 
+// RouteKey is the key of a route.
+type RouteKey struct {
+	NS     NS
+	Link   string
+	Prefix netip.Prefix
+	Metric int
+}
+
 // LinkState is a link and whether it is up, with its far end.
 type LinkState struct {
 	Link
@@ -82,6 +92,9 @@ func (n Neighbor) Key() NeighborKey { return NeighborKey{n.NS, n.Link, n.IP} }
 // Key is the entry's key.
 func (f FDBEntry) Key() FDBKey { return FDBKey{f.NS, f.Link, f.MAC} }
 
+// Key is the route's key.
+func (r Route) Key() RouteKey { return RouteKey{r.NS, r.Link, r.Prefix, r.Metric} }
+
 // NewState is the state of a kernel that holds nothing of heddle's.
 func NewState() *State {
 	return &State{
@@ -90,6 +103,7 @@ func NewState() *State {
 		Addresses:  map[AddressKey]Address{},
 		Neighbors:  map[NeighborKey]Neighbor{},
 		FDB:        map[FDBKey]FDBEntry{},
+		Routes:     map[RouteKey]Route{},
 		Filter:     FilterState{Allowed: map[Allow]bool{}},
 		Behind:     map[NeighborKey]MAC{},
 	}
@@ -106,7 +120,10 @@ func (s *State) Remember(old *State) {
 
 // Clone is a copy that shares nothing.
 func (s *State) Clone() *State {
-	c := &State{maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), s.Filter, maps.Clone(s.Behind)}
+	c := &State{
+		maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), maps.Clone(s.Routes),
+		s.Filter, s.Egress, maps.Clone(s.Behind),
+	}
 	c.Filter.Allowed = maps.Clone(s.Filter.Allowed)
 	return c
 }
@@ -117,6 +134,9 @@ func (s *State) String() string {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, n := range s.Namespaces {
 		add("namespace %s owner %s", n.Name, n.Owner)
+		if n.Uplink != "" {
+			out[len(out)-1] += " uplink " + n.Uplink
+		}
 	}
 	for _, l := range s.Links {
 		add("%s", l)
@@ -132,6 +152,12 @@ func (s *State) String() string {
 		if f.VTEP.IsValid() {
 			out[len(out)-1] += " dst " + f.VTEP.String()
 		}
+	}
+	for k, r := range s.Routes {
+		add("route %s/%s %s via %s metric %d", k.NS, k.Link, k.Prefix, r.Via, k.Metric)
+	}
+	if s.Egress != (Egress{}) {
+		add("egress %s* %s %s", s.Egress.Uplinks, s.Egress.Pool4, s.Egress.Pool6)
 	}
 	if s.Filter.Port != 0 {
 		add("filter port %d vni %d-", s.Filter.Port, s.Filter.MinVNI)

@@ -52,7 +52,8 @@ type AttachRequest struct {
 // AttachReply answers an attach that stands: the interface is up and its addresses usable.
 type AttachReply struct {
 	Endpoint Endpoint `json:"endpoint"`
-	Silent   []string `json:"silent,omitempty"` // participants that have not acknowledged in time
+	Silent   []string `json:"silent,omitempty"`   // participants that have not acknowledged in time
+	Warnings []string `json:"warnings,omitempty"` // what stands in the workload's way on this host, each with what to type
 }
 
 // Validate checks what can be checked without the network.

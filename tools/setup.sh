@@ -4,10 +4,12 @@ set -eu
 missing=
 command -v ip >/dev/null || missing="$missing iproute2"
 command -v nft >/dev/null || missing="$missing nftables"
+command -v iptables-nft >/dev/null || missing="$missing iptables"
+command -v dockerd >/dev/null || missing="$missing docker.io"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 	echo "installing$missing"
-	export DEBIAN_FRONTEND=noninteractive
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # no service is started
 	apt-get -qq update
 	# shellcheck disable=SC2086
 	apt-get -qq install -y --no-install-recommends $missing >/dev/null

@@ -87,11 +87,14 @@ func parseNetns(option, s string) (string, error) {
 	return filepath.Abs(s)
 }
 
-// attach makes the endpoint and names the nodes that have not acknowledged it.
+// attach makes the endpoint, and tells what may keep it from others.
 func (c *cli) attach(cmd *cobra.Command, r overlay.AttachRequest) (overlay.Endpoint, error) {
 	reply, err := ask(c, cmd, func(ctx context.Context, cl *local.Client) (overlay.AttachReply, error) { return cl.Attach(ctx, r) })
 	for _, node := range reply.Silent {
 		c.note("warning: node %s has not acknowledged %s yet; until it does, it may not reach it", node, r.Name)
+	}
+	for _, w := range reply.Warnings {
+		c.note("warning: %s", w)
 	}
 	return reply.Endpoint, err
 }

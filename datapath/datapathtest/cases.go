@@ -51,6 +51,7 @@ func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 		"strangers":       strangers,
 		"own namespaces":  ownNamespaces,
 		"two of one name": twoNetworks,
+		"uplinks":         uplinks,
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -295,4 +296,42 @@ func twoNetworks(t *testing.T, e Env) []step {
 		{name: "two with the same addresses", want: both},
 		{name: "the other", want: one},
 	}
+}
+
+func uplinks(t *testing.T, e Env) []step {
+	a, b := e.Workload(t, "a"), e.Workload(t, "b")
+	o := sample(a, b)
+	open := o.Open()
+	var up datapath.Link
+	for _, l := range open.Links {
+		if l.Name == "up0" {
+			up = l
+		}
+	}
+	other := o.Open()
+	for i := range other.Routes {
+		other.Routes[i].Metric++
+	}
+	closed := open.Namespaces[0]
+	closed.Uplink = ""
+	steps := []step{
+		{name: "closed", want: o.Config()},
+		{name: "open", want: open},
+		{name: "again", want: open, ops: -1},
+		{name: "other metrics", want: other},
+		{name: "back", want: open},
+	}
+	for _, undo := range []struct {
+		name string
+		op   datapath.Op
+	}{
+		{"a workload's route", datapath.DelRoute{Route: open.Routes[1]}},
+		{"the network's route", datapath.DelRoute{Route: open.Routes[0]}},
+		{"the uplink", datapath.DelLink{Link: up}},
+		{"the host's part", datapath.DelEgress{}},
+		{"the namespace's part", datapath.SetNamespace{Namespace: closed}},
+	} {
+		steps = append(steps, step{name: undo.name, undo: []datapath.Op{undo.op}, want: open})
+	}
+	return append(steps, step{name: "closed again", want: o.Config()}, step{name: "nothing", want: datapath.Config{}})
 }

@@ -101,3 +101,29 @@ func (e Endpoint) add(c *datapath.Config, ns datapath.NS) {
 		datapath.Address{NS: e.NS, Link: "eth0", Prefix: netip.PrefixFrom(e.IPv6(), 64), Owner: e.Owner()})
 	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: port, MAC: e.MAC(), Owner: e.Owner()})
 }
+
+// Open is Config with a way out: an uplink to the host, and default routes over it.
+func (o Overlay) Open() datapath.Config {
+	c, owner, ns := o.Config(), datapath.Owner(o.ID), o.NS()
+	c.Namespaces[0].Uplink = "up0"
+	c.Links = append(c.Links, datapath.Link{
+		NS: ns, Name: "up0", Owner: owner, Kind: datapath.Veth, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 3}, MTU: 1450,
+		Peer: datapath.Peer{Name: "hd-" + o.ID, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 4}, MTU: 1450, Owner: owner},
+	})
+	c.Egress = datapath.Egress{Uplinks: "hd-", Pool4: netip.MustParsePrefix("169.254.128.0/17"), Pool6: netip.MustParsePrefix("fd68::/64")}
+	for _, way := range []struct{ host, own, dst, gateway string }{
+		{"169.254.128.0/31", "169.254.128.1/31", "0.0.0.0/0", "10.64.255.254"}, {"fd68::/127", "fd68::1/127", "::/0", "fd00:64::ffff"},
+	} {
+		host, dst := netip.MustParsePrefix(way.host), netip.MustParsePrefix(way.dst)
+		c.Addresses = append(c.Addresses,
+			datapath.Address{Link: "hd-" + o.ID, Prefix: host, Owner: owner},
+			datapath.Address{NS: ns, Link: "up0", Prefix: netip.MustParsePrefix(way.own), Owner: owner})
+		c.Routes = append(c.Routes, datapath.Route{NS: ns, Link: "up0", Prefix: dst, Via: host.Addr(), Metric: 1000, Owner: owner})
+		for _, e := range o.Endpoints {
+			if !e.VTEP.IsValid() {
+				c.Routes = append(c.Routes, datapath.Route{NS: e.NS, Link: "eth0", Prefix: dst, Via: netip.MustParseAddr(way.gateway), Metric: 1000, Owner: e.Owner()})
+			}
+		}
+	}
+	return c
+}

@@ -180,6 +180,14 @@ func (k *Kernel) apply(op datapath.Op) error {
 		return k.allow(op.Allowed, true)
 	case datapath.DelAllow:
 		return k.allow(op.Allowed, false)
+	case datapath.SetEgress:
+		return k.setEgress(op.Egress)
+	case datapath.DelEgress:
+		return k.delEgress()
+	case datapath.SetRoute:
+		return k.route(unix.RTM_NEWROUTE, op.Route)
+	case datapath.DelRoute:
+		return gone(k.route(unix.RTM_DELROUTE, op.Route))
 	case datapath.SetNamespace:
 		return k.setNamespace(op.Namespace)
 	case datapath.DelNamespace:

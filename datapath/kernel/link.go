@@ -392,7 +392,11 @@ func (k *Kernel) prepareFarEnd(p datapath.Peer, far *handle) error {
 	if err := far.do(m); err != nil {
 		return err
 	}
-	return netns.Do(far.file, func() error { return writeSysctls(farEndSysctls(p.Name)) })
+	list := farEndSysctls(p.Name)
+	if p.NS.Path == "" { // the host's end of an uplink: what comes from it is forwarded
+		list = append(list, sysctl{filepath.Join("net/ipv4/conf", p.Name, "forwarding"), "1"})
+	}
+	return netns.Do(far.file, func() error { return writeSysctls(list) })
 }
 
 func farEndSysctls(name string) []sysctl {

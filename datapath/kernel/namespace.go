@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/datapath"
@@ -19,17 +21,25 @@ type sysctl struct{ path, value string }
 func (s sysctl) file() string { return filepath.Join("/proc/sys", s.path) }
 
 // namespaceSysctls are what every namespace of heddle's has: no packet filter of the host
-// sees bridged frames, nothing is forwarded, IPv6 is there and nobody can configure it.
+// sees bridged frames, IPv6 is there and nobody can configure it.
 var namespaceSysctls = []sysctl{
 	{"net/bridge/bridge-nf-call-iptables", "0"},
 	{"net/bridge/bridge-nf-call-ip6tables", "0"},
 	{"net/bridge/bridge-nf-call-arptables", "0"},
-	{"net/ipv4/ip_forward", "0"},
 	{"net/ipv4/conf/all/promote_secondaries", "1"},
-	{"net/ipv6/conf/all/forwarding", "0"},
 	{"net/ipv6/conf/all/disable_ipv6", "0"},
 	{"net/ipv6/conf/default/disable_ipv6", "0"},
 	{"net/ipv6/conf/default/accept_ra", "0"},
+}
+
+// settings are a namespace's: it forwards if it has an uplink. No redirects are sent to
+// workloads, whose gateway is the right way.
+func settings(n datapath.Namespace) []sysctl {
+	forward := "0"
+	if n.Uplink != "" {
+		forward = "1"
+	}
+	return append(slices.Clip(namespaceSysctls), sysctl{"net/ipv4/ip_forward", forward}, sysctl{"net/ipv4/conf/all/send_redirects", "0"}, sysctl{"net/ipv6/conf/all/forwarding", forward})
 }
 
 // writeSysctls writes what differs. What this kernel does not have is left out.
@@ -52,7 +62,7 @@ func (s sysctl) holds() bool {
 }
 
 func (k *Kernel) setNamespace(n datapath.Namespace) error {
-	prepare := func() error { return prepareNamespace(n.Owner) }
+	prepare := func() error { return prepareNamespace(n) }
 	err := k.cfg.Netns.Make(n.Name, prepare)
 	made := err == nil
 	if err != nil && !errors.Is(err, os.ErrExist) {
@@ -76,7 +86,15 @@ func (k *Kernel) setNamespace(n datapath.Namespace) error {
 		}
 	}
 	k.keep(n.Name, h)
-	return nil
+	if n.Uplink == "" && made {
+		return nil
+	}
+	return nftIn(h.file, func(c *nftables.Conn) error {
+		if n.Uplink == "" {
+			return hideRules("").remove(c)
+		}
+		return hideRules(n.Uplink).write(c)
+	})
 }
 
 // keep holds a namespace of heddle's open.
@@ -90,8 +108,8 @@ func (k *Kernel) keep(name string, h *handle) {
 
 // prepareNamespace makes the calling thread's namespace one of heddle's. The mark is the
 // alias of its loopback, and comes last.
-func prepareNamespace(owner datapath.Owner) error {
-	if err := writeSysctls(namespaceSysctls); err != nil {
+func prepareNamespace(n datapath.Namespace) error {
+	if err := writeSysctls(settings(n)); err != nil {
 		return err
 	}
 	c, err := dial()
@@ -100,7 +118,7 @@ func prepareNamespace(owner datapath.Owner) error {
 	}
 	defer c.close()
 	return c.do(request(unix.RTM_NEWLINK, 0, ifinfo(0, unix.IFF_UP, unix.IFF_UP)).
-		str(unix.IFLA_IFNAME, "lo").str(unix.IFLA_IFALIAS, mark+string(owner)))
+		str(unix.IFLA_IFNAME, "lo").str(unix.IFLA_IFALIAS, mark+string(n.Owner)))
 }
 
 // delNamespace removes a namespace of heddle's. Its VXLAN devices go first: the namespace
@@ -186,20 +204,29 @@ func (k *Kernel) dropOwn(name string) {
 	}
 }
 
-// namespace is the row of an open namespace. Wrong settings make it nobody's, so that it
-// is prepared again.
-func (h *handle) namespace(name string, lo link) (datapath.Namespace, error) {
-	n := datapath.Namespace{Name: name, Owner: lo.owner()}
+// namespace is the row of an open namespace that is wanted with an uplink or without. Wrong
+// settings make it nobody's, so that it is prepared again.
+func (h *handle) namespace(name string, lo link, uplink string) (datapath.Namespace, error) {
+	n := datapath.Namespace{Name: name, Owner: lo.owner(), Uplink: uplink}
 	if !lo.up {
 		n.Owner = ""
 	}
 	err := netns.Do(h.file, func() error {
-		for _, s := range namespaceSysctls {
+		for _, s := range settings(n) {
 			if !s.holds() {
 				n.Owner = ""
 			}
 		}
 		return nil
 	})
-	return n, err
+	if err != nil || uplink == "" {
+		return n, err
+	}
+	return n, nftIn(h.file, func(c *nftables.Conn) error {
+		stands, err := hideRules(uplink).stands(c)
+		if !stands {
+			n.Owner = ""
+		}
+		return err
+	})
 }

@@ -37,6 +37,9 @@ func (k *Kernel) Read(ctx context.Context, want *datapath.Config) (*datapath.Sta
 	if r.s.Filter, err = k.readFilter(); err != nil {
 		return nil, fmt.Errorf("read filter: %w", err)
 	}
+	if r.s.Egress, err = k.readEgress(want.Egress); err != nil {
+		return nil, fmt.Errorf("read egress: %w", err)
+	}
 	r.claimFarEnds()
 	r.nameOwners()
 	return r.s, nil
@@ -85,6 +88,10 @@ func (r *reader) nameOwners() {
 		n.Owner = owner[datapath.LinkKey{NS: n.NS, Name: n.Link}]
 		r.s.Neighbors[k] = n
 	}
+	for k, row := range r.s.Routes {
+		row.Owner = owner[datapath.LinkKey{NS: row.NS, Name: row.Link}]
+		r.s.Routes[k] = row
+	}
 	for k, f := range r.s.FDB {
 		f.Owner = owner[datapath.LinkKey{NS: f.NS, Name: f.Link}]
 		r.s.FDB[k] = f
@@ -97,6 +104,7 @@ type wanted struct {
 	peers      map[datapath.LinkKey]bool
 	near       map[datapath.NS]bool // namespaces with a wanted link: nothing else belongs there
 	namespaces map[string]bool
+	uplinks    map[string]string // by namespace
 	addresses  map[datapath.AddressKey]bool
 	neighbors  map[datapath.NeighborKey]bool
 }
@@ -104,10 +112,10 @@ type wanted struct {
 func indexWant(c *datapath.Config) wanted {
 	w := wanted{
 		links: map[datapath.LinkKey]*datapath.Link{}, peers: map[datapath.LinkKey]bool{}, near: map[datapath.NS]bool{},
-		namespaces: map[string]bool{}, addresses: map[datapath.AddressKey]bool{}, neighbors: map[datapath.NeighborKey]bool{},
+		namespaces: map[string]bool{}, uplinks: map[string]string{}, addresses: map[datapath.AddressKey]bool{}, neighbors: map[datapath.NeighborKey]bool{},
 	}
 	for _, n := range c.Namespaces {
-		w.namespaces[n.Name] = true
+		w.namespaces[n.Name], w.uplinks[n.Name] = true, n.Uplink
 	}
 	for i := range c.Links {
 		l := &c.Links[i]
@@ -139,7 +147,7 @@ func (r *reader) readOwn(name string, h *handle) error {
 	if err != nil {
 		return err
 	}
-	n, err := h.namespace(name, lo)
+	n, err := h.namespace(name, lo, r.want.uplinks[name])
 	if err != nil {
 		return err
 	}
@@ -193,6 +201,9 @@ func (r *reader) readNS(ns datapath.NS, h *handle, whole bool) error {
 	if err := r.readNeighbors(ns, h, names, whole); err != nil {
 		return err
 	}
+	if err := r.readRoutes(ns, h, names); err != nil {
+		return err
+	}
 	if !bridges {
 		return nil
 	}
@@ -243,7 +254,11 @@ func (r *reader) readFarEnd(row *datapath.LinkState, want datapath.Peer, near li
 	}
 	row.Peer = datapath.Peer{NS: want.NS, Name: want.Name, MAC: far.mac, MTU: far.mtu, Owner: far.owner()}
 	row.Up = row.Up && far.up
-	return r.readAddresses(want.NS, h, map[int32]string{far.index: far.name}, false)
+	names := map[int32]string{far.index: far.name}
+	if err := r.readAddresses(want.NS, h, names, false); err != nil {
+		return err
+	}
+	return r.readRoutes(want.NS, h, names)
 }
 
 // readAddresses reads the addresses of the named links: all of them, or those that are

@@ -73,6 +73,10 @@ type Datapath interface {
 	LinkNames(ns datapath.NS) ([]string, error)
 	// Err is why an owner's objects are not as wanted, or nil.
 	Err(datapath.Owner) error
+	// Obstacles are what other programs' firewalls on this host drop: frames of other nodes to
+	// the data-path port and, with egress, what workloads send out. One line each, with what to
+	// type.
+	Obstacles(port uint16, egress bool) []string
 }
 
 // Processes tells of the end of processes, for workloads that live as long as one.

@@ -56,6 +56,7 @@ type world struct {
 	ended     chan struct{}
 	links     []string
 	drawn     byte // of what is random
+	obstacles []string
 }
 
 func newWorld() *world {
@@ -191,6 +192,7 @@ func (w *world) Inode(path string) (uint64, error) {
 }
 func (w *world) LinkNames(datapath.NS) ([]string, error) { return w.links, nil }
 func (w *world) Err(datapath.Owner) error                { return nil }
+func (w *world) Obstacles(uint16, bool) []string         { return w.obstacles }
 
 func (w *world) Load() (Saved, error) { w.mu.Lock(); defer w.mu.Unlock(); return w.saved, nil }
 func (w *world) Save(c Change) error {
@@ -276,6 +278,20 @@ func TestAttachIsLocalAfterTheFirst(t *testing.T) {
 	var r overlay.Record
 	if err := w.published[1].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 2 || r.Workload != "db" || r.Owner != self {
 		t.Errorf("second record: %+v, %v", r, err)
+	}
+}
+
+// The first attach of a network on a node says what stands in its way; the later ones don't
+// repeat it.
+func TestObstaclesAreTold(t *testing.T) {
+	w := newWorld()
+	w.obstacles = []string{"the chain `inet other forward` drops what workloads send out"}
+	a, _ := start(t, w)
+	for i, name := range []string{"a", "b"} {
+		r, err := a.Attach(t.Context(), overlay.AttachRequest{Name: name, Network: "blue"})
+		if err != nil || (len(r.Warnings) == 1) != (i == 0) {
+			t.Errorf("%s: warnings %q, %v", name, r.Warnings, err)
+		}
 	}
 }
 

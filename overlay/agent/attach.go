@@ -76,6 +76,7 @@ type attached struct {
 	gen    uint64
 	synced <-chan struct{} // nil when this node holds the others' records
 	there  bool            // it stood before
+	first  bool            // of its network on this node
 }
 
 // Attach gives a workload a place in a network. When it returns without error, the interface
@@ -107,7 +108,11 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 		a.withdraw(at)
 		return overlay.AttachReply{}, err
 	}
-	return overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}, nil
+	reply := overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}
+	if at.first { // later ones would tell the same
+		reply.Warnings = a.Datapath.Obstacles(a.Facts.Facts().Params.DataPathPort, !at.n.def.Internal)
+	}
+	return reply, nil
 }
 
 // place makes the endpoint in the view, asking for more addresses where the lease has none.
@@ -177,8 +182,8 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if err != nil {
 		return attached{}, err
 	}
+	at := attached{e: e, n: n, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
 	a.endpoints[e.ID] = e
-	at := attached{e: e, n: n, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
 	if n.saved != n.revision {
 		// The facts reach the disk some time later. What this endpoint needs of them must be
 		// there with it.

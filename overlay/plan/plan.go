@@ -46,7 +46,7 @@ func Build(v View) datapath.Config {
 	for _, e := range v.Local {
 		byNet[e.Network] = append(byNet[e.Network], e)
 	}
-	made := map[string]bool{}
+	made, rank := map[string]bool{}, ranks(v)
 	for id, eps := range byNet {
 		n, ok := v.Networks[id]
 		if !ok || !v.Nodes[v.Self].DataPath().IsValid() {
@@ -59,6 +59,9 @@ func Build(v View) datapath.Config {
 			}
 		}
 		vxlan(&c, v, n, eps)
+		for _, e := range eps {
+			leave(&c, n, e, rank[e.ID])
+		}
 		c.Filter.Partial = c.Filter.Partial || v.Partial[id]
 	}
 	if len(c.Filter.Allowed) == 0 && len(c.Links) == 0 {

@@ -66,6 +66,12 @@ func text(c datapath.Config) string {
 	for _, n := range c.Neighbors {
 		add("neighbor %s %s %s %s owner=%.4s", n.NS.Path, n.Link, n.IP, n.MAC, n.Owner)
 	}
+	for _, r := range c.Routes {
+		add("route %s %s %s via %s metric=%d owner=%.4s", r.NS.Path, r.Link, r.Prefix, r.Via, r.Metric, r.Owner)
+	}
+	if c.Egress != (datapath.Egress{}) {
+		add("egress %s %s %s", c.Egress.Uplinks, c.Egress.Pool4, c.Egress.Pool6)
+	}
 	for _, f := range c.FDB {
 		add("fdb %s %s %s vtep=%s owner=%.4s", f.NS.Path, f.Link, f.MAC, f.VTEP, f.Owner)
 	}

@@ -12,6 +12,7 @@ import (
 const (
 	BridgeName = "br0"
 	DeviceName = "vxlan0"
+	UplinkName = "uplink"
 )
 
 // GatewayMAC is the anycast gateway's address: the same in every network and on every node,
@@ -26,6 +27,9 @@ func PortName(id overlay.EndpointID) string { return "ep-" + string(id)[:min(len
 func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 	owner := datapath.Owner(n.ID)
 	space := datapath.Namespace{Name: n.NamespaceName(), Owner: owner, Partial: v.Partial[n.ID]}
+	if !n.Internal {
+		space.Uplink = UplinkName
+	}
 	c.Namespaces = append(c.Namespaces, space)
 	ns, mtu := space.NS(), MTU(n, v)
 
@@ -42,6 +46,9 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 			NS: ns, Link: BridgeName,
 			Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits()), Owner: owner,
 		})
+	}
+	if !n.Internal {
+		uplink(c, ns, mtu, n, v)
 	}
 	for _, e := range local {
 		port(c, ns, mtu, n, e)

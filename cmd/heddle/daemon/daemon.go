@@ -83,6 +83,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	kernelCtx, stopKernel := context.WithCancel(context.Background())
 	var under errgroup.Group
 	under.Go(func() error { return d.loop.Run(kernelCtx) })
+	under.Go(func() error { d.watchFirewall(kernelCtx); return nil })
 	defer func() { stopKernel(); _ = under.Wait() }()
 
 	id, err := pki.LoadIdentity(d.identityFile())

@@ -5,12 +5,14 @@ package daemon
 import (
 	"context"
 	"net"
+	"time"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/datapath/kernel"
 	"github.com/heddle-net/heddle/datapath/netns"
 	"github.com/heddle-net/heddle/datapath/reconcile"
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
 )
 
 // kernelState is the datapath as the agent sees it. Errors have the kinds that users see.
@@ -48,6 +50,35 @@ func (k kernelState) LinkNames(ns datapath.NS) ([]string, error) {
 }
 
 func (k kernelState) Err(o datapath.Owner) error { return seen(k.loop.Status().Errors[o]) }
+
+func (k kernelState) Obstacles(port uint16, egress bool) []string {
+	var e datapath.Egress
+	if egress {
+		e = plan.Egress()
+	}
+	lines, err := k.kernel.Obstacles(e, port)
+	if err != nil {
+		return []string{"the host's firewall can't be read: " + err.Error()}
+	}
+	return lines
+}
+
+// watchFirewall has the kernel read again when others change the chains of the firewall.
+func (d *Daemon) watchFirewall(ctx context.Context) {
+	for {
+		err := d.kernel.WatchChains(ctx, d.loop.Doubt)
+		if ctx.Err() != nil {
+			return
+		}
+		d.log.Warn("changes of the host's firewall are seen late, at the next sweep; trying again", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(10 * time.Second):
+			d.loop.Doubt()
+		}
+	}
+}
 
 var kinds = map[datapath.Fault]overlay.Kind{
 	datapath.Foreign:     overlay.Exists,

@@ -85,6 +85,9 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 			out = append(out, fmt.Sprintf("node %s (%s) does not answer; start it, or remove it for good with `heddle node rm %s`", p.Name, p.Addr, p.Name))
 		}
 	}
+	if s.Networks > 0 {
+		out = append(out, kernelState{d.kernel, d.loop}.Obstacles(m.facts().Params.DataPathPort, true)...)
+	}
 	errs := d.loop.Status().Errors
 	for _, owner := range slices.Sorted(maps.Keys(errs)) {
 		out = append(out, strings.ReplaceAll(errs[owner].Error(), "\n", "; "))

@@ -1,0 +1,320 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-net/heddle/datapath"
+)
+
+// An accept in heddle's own table does not undo a drop in another's. Docker gives others a
+// chain of their own, DOCKER-USER: two marked rules there let uplinks through. The rules have
+// no more than iptables can print.
+const (
+	doorChain = "DOCKER-USER"
+	doorTable = "filter"
+	doorMark  = "heddle door"
+)
+
+// door is a chain that lacks heddle's rules.
+type door struct{ family nftables.TableFamily }
+
+func (d door) table() *nftables.Table {
+	return &nftables.Table{Name: doorTable, Family: d.family}
+}
+
+func (d door) chain() *nftables.Chain {
+	return &nftables.Chain{Name: doorChain, Table: d.table()}
+}
+
+// ours are heddle's rules in the chain.
+func (d door) ours(c *nftables.Conn) ([]*nftables.Rule, error) {
+	rules, err := c.GetRules(d.table(), d.chain())
+	if err != nil {
+		return nil, fmt.Errorf("list rules of %s: %w", doorChain, err)
+	}
+	return slices.DeleteFunc(rules, func(r *nftables.Rule) bool {
+		comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		return comment != doorMark
+	}), nil
+}
+
+// doors are the chains that there are for such rules.
+func doors(c *nftables.Conn) (out []door, err error) {
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	for _, ch := range chains {
+		if ch.Name == doorChain && ch.Table.Name == doorTable && (ch.Table.Family == nftables.TableFamilyIPv4 || ch.Table.Family == nftables.TableFamilyIPv6) {
+			out = append(out, door{ch.Table.Family})
+		}
+	}
+	return out, nil
+}
+
+func closedDoors(c *nftables.Conn, uplinks string) (out []door, err error) {
+	all, err := doors(c)
+	for _, d := range all {
+		rules, err := d.ours(c)
+		if err != nil {
+			return nil, err
+		}
+		if len(rules) != 2 {
+			out = append(out, d)
+		}
+	}
+	return out, err
+}
+
+func openDoors(c *nftables.Conn, closed []door, uplinks string) error {
+	if len(closed) == 0 {
+		return nil
+	}
+	for _, d := range closed {
+		old, err := d.ours(c)
+		if err != nil {
+			return err
+		}
+		for _, r := range old {
+			if err := c.DelRule(r); err != nil {
+				return err
+			}
+		}
+		for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+			c.InsertRule(&nftables.Rule{
+				Table: d.table(), Chain: d.chain(), UserData: userdata.AppendString(nil, userdata.TypeComment, doorMark),
+				Exprs: slices.Concat(linkIs(key, uplinks), []expr.Any{&expr.Counter{}}, verdict(expr.VerdictAccept)),
+			})
+		}
+	}
+	return c.Flush()
+}
+
+func shutDoors(c *nftables.Conn) error {
+	all, err := doors(c)
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		rules, err := d.ours(c)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			if err := c.DelRule(r); err != nil {
+				return err
+			}
+		}
+	}
+	return gone(c.Flush())
+}
+
+// Obstacles are chains of others that drop, unless a rule says otherwise, what heddle needs:
+// one line each, with what to type. It judges by reading: a rule that it does not understand
+// may let the traffic through all the same. Any goroutine may ask.
+func (k *Kernel) Obstacles(e datapath.Egress, port uint16) (out []string, err error) {
+	err = k.withNFT(func(c *nftables.Conn) error {
+		chains, err := c.ListChains()
+		if err != nil {
+			return fmt.Errorf("list chains: %w", err)
+		}
+		w := walls{c: c, uplinks: e.Uplinks, port: port, byName: map[string]*nftables.Chain{}}
+		for _, ch := range chains {
+			w.byName[chainName(ch)] = ch
+		}
+		for _, ch := range chains {
+			if ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || strings.HasPrefix(ch.Table.Name, tableName) {
+				continue
+			}
+			line, err := w.judge(ch)
+			if err != nil {
+				return err
+			}
+			if line != "" {
+				out = append(out, line)
+			}
+		}
+		return nil
+	})
+	slices.Sort(out)
+	return out, err
+}
+
+func chainName(ch *nftables.Chain) string {
+	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[ch.Table.Family]
+	return family + " " + ch.Table.Name + " " + ch.Name
+}
+
+// walls judges others' base chains.
+type walls struct {
+	c       *nftables.Conn
+	uplinks string
+	port    uint16
+	byName  map[string]*nftables.Chain
+}
+
+// judge is the line about a chain that stands in the way, or "".
+func (w walls) judge(ch *nftables.Chain) (string, error) {
+	forward := *ch.Hooknum == *nftables.ChainHookForward
+	if !forward && *ch.Hooknum != *nftables.ChainHookInput || forward && w.uplinks == "" {
+		return "", nil
+	}
+	rules, err := w.c.GetRules(ch.Table, ch)
+	if err != nil {
+		return "", fmt.Errorf("list rules of %s: %w", chainName(ch), err)
+	}
+	drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
+	if n := len(rules); n > 0 {
+		drops = drops || refusesAll(rules[n-1])
+	}
+	if !drops {
+		return "", nil
+	}
+	passes := w.acceptsPort
+	if forward {
+		passes = w.acceptsUplinks
+	}
+	ok, err := w.letsThrough(ch, rules, passes, 3)
+	if ok || err != nil {
+		return "", err
+	}
+	iptables := ch.Table.Name == "filter" && ch.Table.Family != nftables.TableFamilyINet
+	tool, family := "iptables", "ip"
+	if ch.Table.Family == nftables.TableFamilyIPv6 {
+		tool, family = "ip6tables", "ip6"
+	}
+	switch {
+	case forward && iptables:
+		return fmt.Sprintf("the chain `%s` drops what workloads send out; type `%s -I FORWARD -i %s+ -j ACCEPT && %s -I FORWARD -o %s+ -j ACCEPT`", chainName(ch), tool, w.uplinks, tool, w.uplinks), nil
+	case forward:
+		return fmt.Sprintf("the chain `%s` drops what workloads send out; type `nft insert rule %s iifname \"%s*\" accept && nft insert rule %s oifname \"%s*\" accept`", chainName(ch), chainName(ch), w.uplinks, chainName(ch), w.uplinks), nil
+	case iptables && family == "ip", iptables:
+		return fmt.Sprintf("the chain `%s` drops what other nodes send; type `%s -I INPUT -p udp --dport %d -j ACCEPT`", chainName(ch), tool, w.port), nil
+	}
+	return fmt.Sprintf("the chain `%s` drops what other nodes send; type `nft insert rule %s udp dport %d accept`", chainName(ch), chainName(ch), w.port), nil
+}
+
+// letsThrough looks for an accepting rule in a chain and in those that it calls.
+func (w walls) letsThrough(ch *nftables.Chain, rules []*nftables.Rule, passes func(*nftables.Rule) bool, depth int) (bool, error) {
+	for _, r := range rules {
+		if passes(r) {
+			return true, nil
+		}
+		v, ok := last(r).(*expr.Verdict)
+		if !ok || depth == 0 || (v.Kind != expr.VerdictJump && v.Kind != expr.VerdictGoto) {
+			continue
+		}
+		called := w.byName[chainName(&nftables.Chain{Table: ch.Table, Name: v.Chain})]
+		if called == nil {
+			continue
+		}
+		more, err := w.c.GetRules(called.Table, called)
+		if err != nil {
+			return false, fmt.Errorf("list rules of %s: %w", chainName(called), err)
+		}
+		if ok, err := w.letsThrough(called, more, passes, depth-1); ok || err != nil {
+			return ok, err
+		}
+	}
+	return false, nil
+}
+
+func last(r *nftables.Rule) expr.Any {
+	if len(r.Exprs) == 0 {
+		return nil
+	}
+	return r.Exprs[len(r.Exprs)-1]
+}
+
+// refusesAll says whether a rule drops or rejects whatever comes.
+func refusesAll(r *nftables.Rule) bool {
+	for _, e := range r.Exprs[:max(0, len(r.Exprs)-1)] {
+		if _, counts := e.(*expr.Counter); !counts {
+			return false
+		}
+	}
+	switch e := last(r).(type) {
+	case *expr.Verdict:
+		return e.Kind == expr.VerdictDrop
+	case *expr.Reject:
+		return true
+	case *expr.Target:
+		return e.Name == "REJECT" || e.Name == "DROP"
+	}
+	return false
+}
+
+func accepts(r *nftables.Rule) bool {
+	v, ok := last(r).(*expr.Verdict)
+	return ok && v.Kind == expr.VerdictAccept
+}
+
+// acceptsUplinks says whether a rule accepts what comes from uplinks, or from anywhere.
+func (w walls) acceptsUplinks(r *nftables.Rule) bool {
+	if !accepts(r) {
+		return false
+	}
+	asks := false
+	for i, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			if e.Key == expr.MetaKeyIIFNAME && i+1 < len(r.Exprs) {
+				cmp, ok := r.Exprs[i+1].(*expr.Cmp)
+				return ok && cmp.Op == expr.CmpOpEq && strings.HasPrefix(w.uplinks, strings.TrimRight(string(cmp.Data), "\x00"))
+			}
+			asks = true
+		case *expr.Counter, *expr.Verdict:
+		default:
+			asks = true
+		}
+	}
+	return !asks
+}
+
+// acceptsPort says whether a rule accepts UDP to the data-path port, or whatever comes.
+func (w walls) acceptsPort(r *nftables.Rule) bool {
+	if !accepts(r) {
+		return false
+	}
+	port, asks := binary.BigEndian.AppendUint16(nil, w.port), false
+	for i, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Payload:
+			if e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2 && i+1 < len(r.Exprs) {
+				return w.matchesPort(r, r.Exprs[i+1], port)
+			}
+			asks = true
+		case *expr.Meta:
+			asks = asks || e.Key != expr.MetaKeyL4PROTO
+		case *expr.Cmp:
+			asks = asks || len(e.Data) != 1 || e.Data[0] != unix.IPPROTO_UDP
+		case *expr.Counter, *expr.Verdict:
+		default:
+			asks = true
+		}
+	}
+	return !asks
+}
+
+func (w walls) matchesPort(r *nftables.Rule, e expr.Any, port []byte) bool {
+	switch e := e.(type) {
+	case *expr.Cmp:
+		return e.Op == expr.CmpOpEq && string(e.Data) == string(port)
+	case *expr.Lookup:
+		set, err := w.c.GetSetByName(r.Table, e.SetName)
+		if err != nil {
+			return false
+		}
+		elements, err := w.c.GetSetElements(set)
+		return err == nil && slices.ContainsFunc(elements, func(s nftables.SetElement) bool { return string(s.Key) == string(port) })
+	}
+	return false
+}

@@ -1,0 +1,317 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/datapath/netns"
+)
+
+// The host's table for egress, as nft would print it:
+//
+//	table inet heddle-egress {
+//		chain postrouting { type nat hook postrouting priority srcnat
+//			ip saddr POOL4 oifname != "hd-*" masquerade
+//			ip6 saddr POOL6 oifname != "hd-*" masquerade
+//		}
+//		chain forward { type filter hook forward priority -10
+//			iifname "hd-*" oifname "hd-*" drop                     networks do not meet here
+//			oifname "hd-*" ct state != established,related drop    nobody calls in
+//			iifname LINK oifname != "hd-*" ct state new ct status != dnat drop
+//			meta nfproto ipv6 iifname != "hd-*" oifname != "hd-*" ct state new ct status != dnat drop
+//		}
+//	}
+//
+// The last two are guards: they stand where heddle itself turned forwarding on, the third for
+// each such link (IPv4 forwards by the link that a packet came in on), the fourth for IPv6
+// (which has one switch for all). What Docker or others forward is theirs: they turn the
+// switch for all of IPv4, and then the guards go.
+const (
+	egressTable     = "heddle-egress"
+	forwardPriority = -10
+	ctStatusDNAT    = 1 << 5 // IPS_DST_NAT
+)
+
+// guards are where heddle has turned forwarding on.
+type guards struct {
+	links []string // IPv4
+	all6  bool
+}
+
+func egressRules(e datapath.Egress, g guards) table {
+	in, out := expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME
+	drop, masquerade := verdict(expr.VerdictDrop), []expr.Any{&expr.Masq{}}
+	stranger := slices.Concat(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq), ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpEq))
+	t := table{
+		name: egressTable,
+		text: fmt.Sprintf("egress %s %s %s guards %s %v", e.Uplinks, e.Pool4, e.Pool6, strings.Join(g.links, ","), g.all6),
+		chains: []chain{
+			{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource},
+			{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: forwardPriority},
+		},
+	}
+	nat, forward := &t.chains[0].rules, &t.chains[1].rules
+	for _, pool := range []netip.Prefix{e.Pool4, e.Pool6} {
+		*nat = append(*nat, slices.Concat(from(pool), linkBegins(out, e.Uplinks, expr.CmpOpNeq), masquerade))
+	}
+	*forward = append(*forward,
+		slices.Concat(linkIs(in, e.Uplinks), linkIs(out, e.Uplinks), drop),
+		slices.Concat(linkIs(out, e.Uplinks), ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), drop))
+	for _, name := range g.links {
+		*forward = append(*forward, slices.Concat(proto(unix.NFPROTO_IPV4), linkIs(in, whole(name)), linkBegins(out, e.Uplinks, expr.CmpOpNeq), stranger, drop))
+	}
+	if g.all6 {
+		*forward = append(*forward, slices.Concat(proto(unix.NFPROTO_IPV6), linkBegins(in, e.Uplinks, expr.CmpOpNeq), linkBegins(out, e.Uplinks, expr.CmpOpNeq), stranger, drop))
+	}
+	return t
+}
+
+func verdict(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
+
+func proto(p byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
+}
+
+// linkBegins compares the name of a packet's link with a beginning, or with a whole name.
+func linkBegins(key expr.MetaKey, name string, op expr.CmpOp) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: []byte(name)}}
+}
+
+// whole makes a beginning of a link's name that is the whole of it.
+func whole(name string) string { return name + strings.Repeat("\x00", unix.IFNAMSIZ-len(name)) }
+
+// from matches a source address.
+func from(p netip.Prefix) []expr.Any {
+	family, offset := byte(unix.NFPROTO_IPV4), uint32(12)
+	if p.Addr().Is6() {
+		family, offset = unix.NFPROTO_IPV6, 8
+	}
+	size := uint32(p.Addr().BitLen() / 8)
+	mask := make([]byte, size)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return append(proto(family),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: mask, Xor: make([]byte, size)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()})
+}
+
+// ctBits compares bits of the connection's state or status with none.
+func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: key, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// hideRules are the table of an overlay's namespace: what leaves by its uplink has the
+// uplink's address, so that the host never sees the overlay's.
+func hideRules(uplink string) table {
+	return table{name: "heddle", text: "uplink " + uplink, chains: []chain{{
+		name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource,
+		rules: [][]expr.Any{append(linkIs(expr.MetaKeyOIFNAME, whole(uplink)), &expr.Masq{})},
+	}}}
+}
+
+// egressPlan is what egress asks of the host as it is now.
+type egressPlan struct {
+	rules   table
+	sysctls []sysctl // that do not hold, in the order of writing
+	doors   []door   // that are missing
+}
+
+func (p egressPlan) done(stands bool) bool { return stands && len(p.sysctls) == 0 && len(p.doors) == 0 }
+
+// inHost runs fn in the host's namespace.
+func (k *Kernel) inHost(fn func() error) error {
+	h, err := k.hostHandle()
+	if err != nil {
+		return err
+	}
+	return netns.Do(h.file, fn)
+}
+
+// planEgress looks at the host. Guards stay where they stand as long as they mean something.
+func (k *Kernel) planEgress(c *nftables.Conn, e datapath.Egress) (p egressPlan, err error) {
+	had, err := standingGuards(c)
+	if err != nil {
+		return p, err
+	}
+	addrs, err := k.hostLinks(e.Uplinks)
+	if err != nil {
+		return p, err
+	}
+	var g guards
+	want := func(s sysctl) bool { // says whether it has to be written
+		if s.holds() {
+			return false
+		}
+		p.sysctls = append(p.sysctls, s)
+		return true
+	}
+	err = k.inHost(func() error {
+		all4 := sysctl{"net/ipv4/conf/all/forwarding", "1"}.holds()
+		for _, l := range addrs {
+			conf := func(family, key, value string) sysctl {
+				return sysctl{filepath.Join("net", family, "conf", l.name, key), value}
+			}
+			switch written := want(conf("ipv4", "forwarding", "1")); {
+			case l.uplink || all4:
+			case written || slices.Contains(had.links, l.name):
+				g.links = append(g.links, l.name)
+			}
+			if l.has6 && !l.uplink && sysctlIs(conf("ipv6", "accept_ra", "1")) {
+				p.sysctls = append(p.sysctls, conf("ipv6", "accept_ra", "2"))
+			}
+		}
+		if slices.ContainsFunc(addrs, func(l hostLink) bool { return l.has6 && !l.uplink }) {
+			g.all6 = want(sysctl{"net/ipv6/conf/all/forwarding", "1"}) || had.all6
+		}
+		return nil
+	})
+	slices.Sort(g.links)
+	p.rules = egressRules(e, g)
+	if err == nil {
+		p.doors, err = closedDoors(c, e.Uplinks)
+	}
+	return p, err
+}
+
+func sysctlIs(s sysctl) bool {
+	b, err := os.ReadFile(s.file())
+	return err == nil && strings.TrimSpace(string(b)) == s.value
+}
+
+// standingGuards reads the guards from the table's own comments.
+func standingGuards(c *nftables.Conn) (g guards, err error) {
+	comments, err := egressRules(datapath.Egress{Pool4: anyPool4, Pool6: anyPool6}, guards{}).comments(c)
+	if err != nil || len(comments) == 0 {
+		return g, err
+	}
+	words := strings.Fields(comments[0]) // heddle egress UPLINKS POOL4 POOL6 guards [LINKS] ALL6 I.J
+	if len(words) < 8 || words[5] != "guards" {
+		return g, nil
+	}
+	if len(words) == 9 {
+		g.links = strings.Split(words[6], ",")
+	}
+	g.all6 = words[len(words)-2] == "true"
+	return g, nil
+}
+
+var anyPool4, anyPool6 = netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
+
+// hostLink is a link of the host with addresses.
+type hostLink struct {
+	name         string
+	uplink, has6 bool
+}
+
+// hostLinks are the host's links that packets may take: uplinks, and those with a global
+// address.
+func (k *Kernel) hostLinks(uplinks string) (out []hostLink, err error) {
+	h, err := k.hostHandle()
+	if err != nil {
+		return nil, err
+	}
+	links, err := h.links()
+	if err != nil {
+		return nil, err
+	}
+	type families struct{ v4, v6 bool }
+	has := map[int32]families{}
+	err = h.dump(request(unix.RTM_GETADDR, 0, ifaddr(unix.AF_UNSPEC, 0, 0)), func() { clear(has) }, func(b []byte) {
+		if len(b) < unix.SizeofIfAddrmsg || b[3] != unix.RT_SCOPE_UNIVERSE {
+			return
+		}
+		f := has[int32(u32(b[4:]))]
+		f.v4, f.v6 = f.v4 || b[0] == unix.AF_INET, f.v6 || b[0] == unix.AF_INET6
+		has[int32(u32(b[4:]))] = f
+	})
+	for _, l := range links {
+		f, uplink := has[l.index], strings.HasPrefix(l.name, uplinks)
+		if l.name != "lo" && (f.v4 || f.v6 || uplink) {
+			out = append(out, hostLink{l.name, uplink, f.v6})
+		}
+	}
+	return out, err
+}
+
+func (k *Kernel) setEgress(e datapath.Egress) error {
+	return k.withNFT(func(c *nftables.Conn) error {
+		p, err := k.planEgress(c, e)
+		if err != nil {
+			return err
+		}
+		if err := p.rules.write(c); err != nil { // before anything is forwarded
+			return err
+		}
+		if err := k.inHost(func() error { return writeSysctls(p.sysctls) }); err != nil {
+			return err
+		}
+		return openDoors(c, p.doors, e.Uplinks)
+	})
+}
+
+func (k *Kernel) readEgress(want datapath.Egress) (e datapath.Egress, err error) {
+	err = k.withNFT(func(c *nftables.Conn) error {
+		if want == (datapath.Egress{}) {
+			g, err := standingGuards(c)
+			if there, terr := (table{name: egressTable}).there(c); terr == nil && there || len(g.links) > 0 {
+				e.Uplinks = "unwanted"
+			}
+			return err
+		}
+		p, err := k.planEgress(c, want)
+		if err != nil {
+			return err
+		}
+		stands, err := p.rules.stands(c)
+		if p.done(stands) {
+			e = want
+		}
+		return err
+	})
+	if datapath.FaultOf(err) == datapath.Unsupported {
+		err = nil // whoever wants it learns of it
+	}
+	return e, err
+}
+
+// delEgress takes back what setEgress did, also the forwarding that heddle turned on.
+func (k *Kernel) delEgress() error {
+	return k.withNFT(func(c *nftables.Conn) error {
+		g, err := standingGuards(c)
+		if err != nil {
+			return err
+		}
+		var back []sysctl
+		for _, name := range g.links {
+			back = append(back, sysctl{filepath.Join("net/ipv4/conf", name, "forwarding"), "0"})
+		}
+		if g.all6 {
+			back = append(back, sysctl{"net/ipv6/conf/all/forwarding", "0"})
+		}
+		if err := k.inHost(func() error { return writeSysctls(back) }); err != nil {
+			return err
+		}
+		if err := shutDoors(c); err != nil {
+			return err
+		}
+		return table{name: egressTable}.remove(c)
+	})
+}
+
+func linkIs(key expr.MetaKey, begin string) []expr.Any { return linkBegins(key, begin, expr.CmpOpEq) }
