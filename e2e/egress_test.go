@@ -96,8 +96,10 @@ func TestWorkloadsReachTheOutside(t *testing.T) {
 	}
 	w.ok(a, "detach", "web")
 	w.ok(a, "detach", "alone")
+	w.ok(a, "network", "rm", "net")
+	w.ok(a, "network", "rm", "closed")
 	if left, err := a.Output(t.Context(), "sh", "-c", "ip -br link | grep hd- ; nft list tables; cat /proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv6/conf/all/forwarding"); err != nil || left != "0\n0\n" {
-		t.Errorf("after the last detach there is %q, %v", left, err)
+		t.Errorf("after the last network there is %q, %v", left, err)
 	}
 }
 
@@ -162,6 +164,7 @@ func TestBesideDocker(t *testing.T) {
 			}
 			w.ok(a, "detach", "second")
 			w.ok(a, "detach", "web")
+			w.ok(a, "network", "rm", "net")
 			w.soon(5*time.Second, "nothing of heddle's in Docker's chain", func(ctx context.Context) error {
 				out, err := a.Output(ctx, "iptables-nft", "-S", "DOCKER-USER")
 				if err == nil && strings.Contains(out, "hd-") {

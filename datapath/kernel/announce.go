@@ -24,22 +24,23 @@ func (k *Kernel) announce(n datapath.Neighbor) error {
 	if err != nil {
 		return err
 	}
-	fd := -1
-	err = netns.Do(h.file, func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("open packet socket: %w", err)
+	if h.packets == 0 {
+		err = netns.Do(h.file, func() (err error) {
+			h.packets, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+			return err
+		})
+		if err != nil {
+			h.packets = 0
+			return fmt.Errorf("open packet socket: %w", err)
+		}
 	}
-	defer unix.Close(fd)
 	frame, to := gratuitousARP(n.IP, n.MAC), broadcast
 	if n.IP.Is6() {
 		frame, to = unsolicitedNA(n.IP, n.MAC), allNodes
 	}
 	at := &unix.SockaddrLinklayer{Ifindex: int(i), Halen: 6}
 	copy(at.Addr[:], to[:])
-	err = unix.Sendto(fd, frame, 0, at)
+	err = unix.Sendto(h.packets, frame, 0, at)
 	if errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENOBUFS) { // nobody is there to hear it
 		return nil
 	}

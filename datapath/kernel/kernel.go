@@ -76,6 +76,9 @@ type handle struct {
 	file  *os.File
 	inode uint64
 	index map[string]int32 // of links, as last seen
+	// packets is a socket to send frames by, 0 before the first. To close one takes the kernel
+	// some 20 ms, so that it stays open.
+	packets int
 }
 
 func openHandle(path string, inode uint64) (*handle, error) {
@@ -99,6 +102,9 @@ func openHandle(path string, inode uint64) (*handle, error) {
 
 func (h *handle) close() {
 	h.conn.close()
+	if h.packets != 0 {
+		_ = unix.Close(h.packets)
+	}
 	h.file.Close()
 }
 

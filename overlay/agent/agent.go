@@ -250,22 +250,34 @@ func (a *Agent) view() plan.View {
 		Participants: map[overlay.NetworkID][]overlay.NodeID{},
 		Remote:       map[overlay.NetworkID][]overlay.Claim{},
 		Partial:      map[overlay.NetworkID]bool{},
+		Linger:       map[overlay.NetworkID]bool{},
 	}
 	if a.removed {
 		return v
 	}
 	for _, e := range a.endpoints {
 		v.Local = append(v.Local, e.plan())
-		n := a.network(e.Network)
-		if _, seen := v.Networks[e.Network]; seen || n.def.ID == "" {
-			continue
+		a.include(&v, a.network(e.Network))
+	}
+	for _, n := range a.networks {
+		if time.Now().Before(n.linger) {
+			a.include(&v, n)
+			v.Linger[n.def.ID] = true
 		}
-		v.Networks[e.Network] = n.def
-		v.Remote[e.Network] = a.Peers.Claims(e.Network)
-		v.Participants[e.Network] = with(n.participants(), v.Remote[e.Network])
-		v.Partial[e.Network] = !n.synced
 	}
 	return v
+}
+
+// include puts a network into a view. In the loop.
+func (a *Agent) include(v *plan.View, n *network) {
+	id := n.def.ID
+	if _, seen := v.Networks[id]; seen || id == "" {
+		return
+	}
+	v.Networks[id] = n.def
+	v.Remote[id] = a.Peers.Claims(id)
+	v.Participants[id] = with(n.participants(), v.Remote[id])
+	v.Partial[id] = !n.synced
 }
 
 // with adds the owners of claims to the participants: the lease that came with a claim may

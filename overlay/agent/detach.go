@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/plan"
@@ -53,6 +54,9 @@ func (a *Agent) remove(ctx context.Context, e *endpoint) error {
 		delete(a.endpoints, e.ID)
 		n := a.network(e.Network)
 		n.release(e.IPs)
+		if e.state == overlay.EndpointReady {
+			n.linger = time.Now().Add(lingerTime)
+		}
 		c = Change{Network: e.Network, Delete: e.ID}
 		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID, Released: e.IPs}
 		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})

@@ -12,6 +12,7 @@ import (
 )
 
 const (
+	lingerTime  = time.Minute            // how long a network's kernel objects outlive its last endpoint here
 	lowWater    = 2                      // free addresses of a family below which a lease is refilled
 	syncTimeout = 2 * time.Second        // for what the participants hold, at a first attach
 	ackTimeout  = 100 * time.Millisecond // DESIGN: an attach that has returned is reachable, or names who is silent
@@ -34,6 +35,7 @@ type network struct {
 	syncNext time.Time       // not before then, after one that failed
 	refill   chan struct{}   // closed at the end of the refill under way; nil when there is none
 	barred   []overlay.Grant // runs of the lease that were given up, and are not to be used
+	linger   time.Time       // until when its kernel objects outlive the last endpoint
 	surplus  [2]int          // idle addresses above the reserve, of each family, when tidy looked last
 }
 

@@ -126,6 +126,7 @@ func (a *Agent) tidy(ctx context.Context) {
 		}
 		var ids []overlay.NetworkID
 		_ = a.do(ctx, func(context.Context) {
+			a.replan() // networks that linger no more
 			for id, n := range a.networks {
 				if n.def.ID != "" {
 					ids = append(ids, id)

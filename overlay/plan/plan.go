@@ -20,6 +20,7 @@ type View struct {
 	Local        []Endpoint                            // this node's own endpoints
 	Remote       map[overlay.NetworkID][]overlay.Claim // other nodes' live endpoints
 	Partial      map[overlay.NetworkID]bool            // Remote is not yet known to be complete
+	Linger       map[overlay.NetworkID]bool            // the last local endpoint went a moment ago
 	Nodes        map[overlay.NodeID]overlay.NodeRecord // what nodes say of themselves, this one included
 }
 
@@ -38,13 +39,19 @@ type Endpoint struct {
 // workload's endpoints, so that none of them can own it.
 func NamespaceOwner(workload string) datapath.Owner { return datapath.Owner("workload/" + workload) }
 
-// Build makes the whole wanted configuration. A network has kernel objects on a node only
-// while the node has endpoints in it.
+// Build makes the whole wanted configuration. A network has kernel objects on a node while the
+// node has endpoints in it, and a moment longer: to take them down and make them again for each
+// of many short-lived workloads would cost those 20 ms and more.
 func Build(v View) datapath.Config {
 	c := datapath.Config{Filter: datapath.Filter{Port: v.DataPathPort, MinVNI: overlay.MinVNI}}
 	byNet := map[overlay.NetworkID][]Endpoint{}
 	for _, e := range v.Local {
 		byNet[e.Network] = append(byNet[e.Network], e)
+	}
+	for id, lingers := range v.Linger {
+		if _, busy := byNet[id]; lingers && !busy {
+			byNet[id] = nil
+		}
 	}
 	made, rank := map[string]bool{}, ranks(v)
 	for id, eps := range byNet {
