@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -98,9 +99,13 @@ func TestWorkloadsReachTheOutside(t *testing.T) {
 	w.ok(a, "detach", "alone")
 	w.ok(a, "network", "rm", "net")
 	w.ok(a, "network", "rm", "closed")
-	if left, err := a.Output(t.Context(), "sh", "-c", "ip -br link | grep hd- ; nft list tables; cat /proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv6/conf/all/forwarding"); err != nil || left != "0\n0\n" {
-		t.Errorf("after the last network there is %q, %v", left, err)
-	}
+	w.soon(3*time.Second, "nothing left of the networks", func(ctx context.Context) error {
+		left, err := a.Output(ctx, "sh", "-c", "ip -br link | grep hd- ; nft list tables; cat /proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv6/conf/all/forwarding")
+		if err == nil && left != "0\n0\n" {
+			err = fmt.Errorf("there is %q", left)
+		}
+		return err
+	})
 }
 
 // Forwarding that heddle turned on is for its uplinks alone.

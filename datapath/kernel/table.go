@@ -38,12 +38,17 @@ func (t table) nft() *nftables.Table {
 
 // write replaces the table in one transaction.
 func (t table) write(c *nftables.Conn) error {
-	if err := t.mayWrite(c); err != nil {
+	there, err := t.there(c)
+	if err != nil {
 		return err
 	}
 	nt := t.nft()
-	c.AddTable(nt)
-	c.DelTable(nt)
+	if there { // only then: a deletion costs a socket some 10 ms at its close
+		if err := t.mayWrite(c); err != nil {
+			return err
+		}
+		c.DelTable(nt)
+	}
 	c.AddTable(nt)
 	for i, ch := range t.chains {
 		nc := c.AddChain(&nftables.Chain{Name: ch.name, Table: nt, Type: ch.kind, Hooknum: ch.hook, Priority: &ch.priority})

@@ -274,7 +274,7 @@ func owners(e *endpoint) []datapath.Owner {
 	return o
 }
 
-// realise makes the endpoint durable, real and known, all at the same time.
+// realise makes the endpoint durable, real and known, all at the same time where it can.
 func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err error) {
 	var told []overlay.NodeID
 	saved := make(chan error, 1)
@@ -283,6 +283,11 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 			Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
 			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record},
 		})
+		if err == nil && at.synced != nil {
+			// Who is told may send at once. A workload that can't resolve the sender then asks again
+			// a whole second later.
+			err = a.complete(ctx, at)
+		}
 		if err == nil {
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()
@@ -296,11 +301,6 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	}
 	if err != nil {
 		return nil, err
-	}
-	if at.synced != nil {
-		if err := a.complete(ctx, at); err != nil {
-			return nil, err
-		}
 	}
 	err = a.do(ctx, func(life context.Context) {
 		at.e.state = overlay.EndpointReady
