@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -176,45 +177,111 @@ func TestTheDaemonIsKilledInTheMiddleOfAnAttach(t *testing.T) {
 	t.Logf("%d of 8 were whole", whole)
 }
 
-// A worker that is cut off and comes back learns what happened meanwhile, and tells.
+// A worker that is cut off, for a moment or until it counts as dead, and comes back learns
+// what happened meanwhile, and tells.
 func TestAWorkerIsCutOffAndComesBack(t *testing.T) {
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	a, b := w.Host(2), w.Host(3)
 	w.ok(a, "network", "create", "net", "--ipv6")
-	onA := w.attach(a, "a", "net")
-	onB := w.attach(b, "b", "net")
-	if err := w.Partition([]*lab.Host{b}, []*lab.Host{w.Host(1), a}); err != nil {
-		t.Fatal(err)
-	}
-	newA := w.attach(a, "new-a", "net")
-	newB := w.attach(b, "new-b", "net")
-	w.ok(a, "detach", "a")
-	if err := w.Heal(); err != nil {
-		t.Fatal(err)
-	}
-	healed := time.Now()
-	w.soon(5*time.Second, "both sides know of both", func(ctx context.Context) error {
-		for _, to := range addrs(newB) {
-			if err := w.ping(a, "new-a", to); err != nil {
-				return err
+	for _, dead := range []bool{false, true} {
+		gone, onB := w.attach(a, fmt.Sprint("gone", dead), "net"), w.attach(b, fmt.Sprint("b", dead), "net")
+		if err := w.Partition([]*lab.Host{b}, []*lab.Host{w.Host(1), a}); err != nil {
+			t.Fatal(err)
+		}
+		if dead {
+			for _, side := range []struct {
+				at   *lab.Host
+				node string
+			}{{a, "n3"}, {b, "n2"}} {
+				w.soon(30*time.Second, "n2 and n3 hold each other for dead", func(ctx context.Context) error {
+					out, err := w.Do(ctx, side.at, "status", "--format", "{{range .Peers}}{{.Name}} {{.State}},{{end}}")
+					if err == nil && !strings.Contains(out, side.node+" dead") {
+						err = errors.New(out)
+					}
+					return err
+				})
 			}
 		}
-		for _, to := range addrs(newA) {
-			if err := w.ping(b, "new-b", to); err != nil {
-				return err
+		newA, newB := w.attach(a, fmt.Sprint("new-a", dead), "net"), w.attach(b, fmt.Sprint("new-b", dead), "net")
+		w.ok(a, "detach", gone.Name)
+		if err := w.Heal(); err != nil {
+			t.Fatal(err)
+		}
+		healed := time.Now()
+		w.soon(time.Second, "both sides know of both", func(ctx context.Context) error {
+			return errors.Join(w.holds(ctx, b, newA.MAC, true), w.holds(ctx, a, newB.MAC, true), w.holds(ctx, b, gone.MAC, false))
+		})
+		t.Logf("both sides know of both %s after the healing", time.Since(healed).Round(time.Millisecond))
+		for _, e := range []cluster.Endpoint{newB, onB} {
+			w.reaches(a, newA.Name, e)
+		}
+		w.reaches(b, newB.Name, newA)
+	}
+}
+
+// holds says whether a MAC is among the forwarding entries of a host's overlays, as wanted.
+func (w world) holds(ctx context.Context, h *lab.Host, mac string, want bool) error {
+	out, err := h.Output(ctx, "sh", "-c", "for n in $(ls /run/netns | grep heddle-); do ip netns exec $n bridge fdb show; done")
+	if err == nil && strings.Contains(out, mac) != want {
+		err = fmt.Errorf("%s has an entry for %s: %v", h.Name(), mac, !want)
+	}
+	return err
+}
+
+// A node that was off while others came and went, and one that comes in late with an empty
+// disk, end equal to the rest. So does one whose disk was set back: what it said in the life
+// that it has forgotten does not count any more.
+func TestNodesEndEqual(t *testing.T) {
+	w := start(t, cluster.Config{Managers: 1, Workers: 3, Spare: 1})
+	a, off, back, late := w.Host(2), w.Host(3), w.Host(4), w.Host(5)
+	w.ok(a, "network", "create", "net", "--ipv6")
+	keep := map[*lab.Host]cluster.Endpoint{}
+	for _, h := range []*lab.Host{a, off, back} {
+		keep[h] = w.attach(h, "keep-"+h.Name(), "net")
+	}
+	old := w.attach(a, "old", "net")
+	if err := off.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.ok(a, "detach", "old")
+	young := w.attach(a, "young", "net")
+
+	if err := back.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.sh(back, "cp /var/lib/heddle/node.db /var/lib/heddle/before")
+	if err := back.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	forgotten := w.attach(back, "forgotten", "net")
+	if err := back.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.sh(back, "mv /var/lib/heddle/before /var/lib/heddle/node.db")
+
+	for _, h := range []*lab.Host{off, back} {
+		if err := h.StartDaemon(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.ok(late, "join", w.Host(1).Addr().String(), "--token", w.ok(w.Host(1), "token", "create", "worker", "-q"))
+	keep[late] = w.attach(late, "keep-late", "net")
+	again := w.attach(back, "again", "net")
+	w.soon(5*time.Second, "all hold the same", func(ctx context.Context) error {
+		var errs []error
+		for h := range keep {
+			for _, e := range keep {
+				errs = append(errs, w.holds(ctx, h, e.MAC, true))
 			}
+			errs = append(errs, w.holds(ctx, h, young.MAC, true), w.holds(ctx, h, again.MAC, true),
+				w.holds(ctx, h, old.MAC, false), w.holds(ctx, h, forgotten.MAC, false))
 		}
-		return nil
+		return errors.Join(errs...)
 	})
-	t.Logf("both sides know of both %s after the healing", time.Since(healed).Round(time.Millisecond))
-	w.reaches(a, "new-a", onB)
-	w.soon(2*time.Second, "the entry of what went away is gone", func(ctx context.Context) error {
-		out, err := b.Output(ctx, "sh", "-c", "for n in $(ls /run/netns | grep heddle-); do ip netns exec $n bridge fdb show; done")
-		if err == nil && strings.Contains(out, onA.MAC) {
-			err = fmt.Errorf("%s is there", onA.MAC)
-		}
-		return err
-	})
+	for h, e := range keep {
+		w.reaches(late, "keep-late", e)
+		w.reaches(h, e.Name, young)
+	}
 }
 
 func TestAttachWorksWithPacketLoss(t *testing.T) {

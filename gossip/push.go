@@ -46,7 +46,9 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 	}
 	p := &push{waits: map[overlay.NodeID]bool{}, done: make(chan struct{})}
 	for id := range n.audience(network) {
-		if !n.dead[id] {
+		if n.dead[id] {
+			n.behind[id] = true // it learns of this as soon as it answers
+		} else {
 			p.waits[id] = true
 		}
 	}

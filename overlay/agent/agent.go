@@ -172,6 +172,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.learn(ctx)
 			a.replan()
 		case <-a.Peers.Changed():
+			a.relive(ctx)
 			a.replan()
 		case <-again.C:
 			a.learn(ctx) // fetches again what could not be fetched

@@ -57,6 +57,7 @@ type world struct {
 	links     []string
 	drawn     byte // of what is random
 	obstacles []string
+	stated    overlay.Version
 }
 
 func newWorld() *world {
@@ -155,7 +156,11 @@ func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error {
 func (w *world) SetParticipants(map[overlay.NetworkID][]overlay.NodeID, []overlay.NodeID) {
 }
 func (w *world) Claims(overlay.NetworkID) []overlay.Claim { return nil }
-func (w *world) Stated(overlay.NetworkID) overlay.Version { return overlay.Version{} }
+func (w *world) Stated(overlay.NetworkID) overlay.Version {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stated
+}
 func (w *world) Nodes() map[overlay.NodeID]overlay.NodeRecord {
 	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}}
 }
