@@ -155,6 +155,12 @@ type Egress struct {
 	Pool6   netip.Prefix
 }
 
+// Port is a port that this host must be reached at.
+type Port struct {
+	Proto string // "tcp" or "udp"
+	Port  uint16
+}
+
 // Filter is the host's allow-set: VXLAN frames to Port with a VNI of MinVNI or more are
 // let in, and not tracked, when (outer source, VNI) is in Allowed; others with such a VNI
 // are dropped and counted. Frames with a lower VNI are not judged. Port 0 wants no table.

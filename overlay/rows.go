@@ -122,6 +122,8 @@ type MemberReply struct {
 	Node NodeID `json:"node"`
 	Role Role   `json:"role"`
 	Join string `json:"join,omitempty"` // after init: the line for the other hosts
+
+	Warnings []string `json:"warnings,omitempty"` // what does not work yet, each with what to do
 }
 
 // Status is what `heddle status` shows of the answering node.

@@ -47,6 +47,10 @@ type Backend interface {
 	RevokeToken(ctx context.Context, id string) error
 
 	Join(context.Context, JoinRequest) (JoinReply, error)
+	// Terms and DialBack are for a node with a valid token, on the manager that it asks. Without
+	// a blocked port the request goes on to Join.
+	Terms(context.Context, TermsRequest) (Terms, error)
+	DialBack(ctx context.Context, r JoinRequest, source netip.Addr) (JoinReply, error)
 	Grant(ctx context.Context, node overlay.NodeID, r GrantRequest) (GrantReply, error)
 	Renew(ctx context.Context, node overlay.NodeID) (Certificate, error)
 	Leave(ctx context.Context, node overlay.NodeID) error
@@ -97,6 +101,29 @@ type JoinRequest struct {
 	Gossip  netip.AddrPort    `json:"gossip"`
 	Secret  []byte            `json:"secret"` // the token's
 	Hello   overlay.Hello     `json:"hello"`
+
+	// What a manager dials back before it takes the node in; see package cluster. With an empty
+	// Probe it does not.
+	Probe    []byte         `json:"probe,omitempty"` // drawn by the node
+	DataPath netip.AddrPort `json:"dataPath,omitzero"`
+}
+
+// TermsRequest is what a node asks Terms with.
+type TermsRequest struct {
+	Secret []byte `json:"secret"` // the token's
+}
+
+// Terms are what a node must know of a cluster before it can join (format "join").
+type Terms struct {
+	V            int    `json:"v"`
+	DataPathPort uint16 `json:"dataPathPort"`
+}
+
+// Blocked is a port of a joining node that the manager which it asked does not reach.
+type Blocked struct {
+	Proto string         `json:"proto"` // "tcp" or "udp"
+	Addr  netip.AddrPort `json:"addr"`
+	Err   string         `json:"err"`
 }
 
 // Certificate is a node certificate and what it belongs to.
@@ -113,6 +140,11 @@ type JoinReply struct {
 	Facts overlay.Facts `json:"facts"`
 	Hello overlay.Hello `json:"hello"`
 	Certificate
+
+	// A node that is not reached is not taken in, and gets these alone.
+	Blocked []Blocked  `json:"blocked,omitempty"`
+	Manager string     `json:"manager,omitempty"` // the name of the manager that dialled
+	Source  netip.Addr `json:"source,omitzero"`   // where the request came from, as that manager saw it
 }
 
 // GrantRequest asks for addresses of a network: Want more of each family, and those named.
@@ -146,6 +178,7 @@ const (
 	pathHello   = "/v1/hello"
 	pathWatch   = "/v1/watch"
 	pathJoin    = "/v1/join"
+	pathTerms   = "/v1/join/terms"
 	pathGrant   = "/v1/grant"
 	pathRenew   = "/v1/renew"
 	pathLeave   = "/v1/leave"

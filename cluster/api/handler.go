@@ -122,6 +122,7 @@ func routes(b Backend) []route {
 		{"DELETE", "/v1/tokens/{ref}", operator, write, func(ctx context.Context, c call) (any, error) { return nil, b.RevokeToken(ctx, c.PathValue("ref")) }},
 
 		{"POST", pathJoin, joiner, write, with(b.Join)},
+		{"POST", pathTerms, joiner, here, with(b.Terms)},
 		{"POST", pathGrant, member, write, of(b.Grant)},
 		{"POST", pathRenew, member, write, func(ctx context.Context, c call) (any, error) { return b.Renew(ctx, c.by.Node) }},
 		{"POST", pathLeave, member, write, func(ctx context.Context, c call) (any, error) { return nil, b.Leave(ctx, c.by.Node) }},
@@ -269,6 +270,9 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 		wire.Write(w, nil, err)
 		return
 	}
+	if rt.path == pathJoin && r.Header.Get(headerFor) == "" && h.refuseUnreachable(w, r, body) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(WithRequest(r.Context(), requestID(by, r)), leaderWait)
 	defer cancel()
 	c := call{r, body, by}
@@ -303,6 +307,22 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 			return
 		}
 	}
+}
+
+// refuseUnreachable dials a joining node back, and answers if that fails.
+func (h *Handler) refuseUnreachable(w http.ResponseWriter, r *http.Request, body []byte) bool {
+	var in JoinRequest
+	if err := (call{r, body, Caller{}}).decode(&in); err != nil {
+		wire.Write(w, nil, err)
+		return true
+	}
+	source, _ := netip.ParseAddrPort(r.RemoteAddr)
+	reply, err := h.Backend.DialBack(r.Context(), in, source.Addr().Unmap())
+	if err == nil && len(reply.Blocked) == 0 {
+		return false
+	}
+	wire.Write(w, reply, err)
+	return true
 }
 
 // read is a request's whole body.

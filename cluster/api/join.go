@@ -57,34 +57,25 @@ func (c *JoinConn) Local() netip.Addr {
 // Close closes the connection.
 func (c *JoinConn) Close() error { return c.conn.Close() }
 
+// Terms asks what a node must know before it can join, once for a connection.
+func (c *JoinConn) Terms(ctx context.Context) (t Terms, err error) {
+	if err := c.ask(ctx, pathTerms, TermsRequest{c.token.Secret[:]}, &t); err != nil {
+		return t, err
+	}
+	return t, overlay.CheckVersion("join", t.V)
+}
+
 // Join asks to be taken in, once for a connection. It is safe to repeat with the same node ID
-// and key: the answer is the same, and costs the token one use.
+// and key: the answer is the same, and costs the token one use. A reply with Blocked is a
+// refusal.
 func (c *JoinConn) Join(ctx context.Context, r JoinRequest) (JoinReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*Patience)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
-	defer stop()
 	r.V, r.Secret = 1, c.token.Secret[:]
-	b, err := json.Marshal(r)
-	if err != nil {
-		return JoinReply{}, overlay.Errorf(overlay.Internal, "encode the request: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://manager"+pathJoin, bytes.NewReader(b))
-	if err != nil {
-		return JoinReply{}, err
-	}
-	t := &http.Transport{DisableKeepAlives: true, DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c.conn, nil }}
-	resp, err := t.RoundTrip(req)
-	if err != nil {
-		return JoinReply{}, overlay.Errorf(overlay.Unavailable, "manager %s went away in the middle of the join (%w); run the same command again", c.at, err)
-	}
-	defer resp.Body.Close()
 	var reply JoinReply
-	if err := wire.Decode(resp, &reply); err != nil {
+	if err := c.ask(ctx, pathJoin, r, &reply); err != nil {
 		return JoinReply{}, err
 	}
-	if err := overlay.CheckVersion("join", reply.V); err != nil {
-		return JoinReply{}, err
+	if err := overlay.CheckVersion("join", reply.V); err != nil || len(reply.Blocked) > 0 {
+		return reply, err
 	}
 	if pki.Digest(reply.CA) != c.token.CA {
 		return JoinReply{}, overlay.Errorf(overlay.Denied, "manager %s answered with another CA than the token's", c.at)
@@ -93,6 +84,28 @@ func (c *JoinConn) Join(ctx context.Context, r JoinRequest) (JoinReply, error) {
 		return JoinReply{}, overlay.Errorf(overlay.Internal, "manager %s answered for another node or cluster", c.at)
 	}
 	return reply, nil
+}
+
+func (c *JoinConn) ask(ctx context.Context, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*Patience)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
+	defer stop()
+	b, err := json.Marshal(in)
+	if err != nil {
+		return overlay.Errorf(overlay.Internal, "encode the request: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://manager"+path, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	t := &http.Transport{DisableKeepAlives: true, DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c.conn, nil }}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return overlay.Errorf(overlay.Unavailable, "manager %s went away in the middle of the join (%w); run the same command again", c.at, err)
+	}
+	defer resp.Body.Close()
+	return wire.Decode(resp, out)
 }
 
 // Join dials one manager and asks to be taken in.

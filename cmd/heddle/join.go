@@ -44,6 +44,9 @@ func (c *cli) joinCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		for _, w := range reply.Warnings {
+			c.note("warning: %s", w)
+		}
 		c.printf("This node (%s) is a %s of the cluster.\n", reply.Node.Short(), reply.Role)
 		return nil
 	}

@@ -120,13 +120,13 @@ func shutDoors(c *nftables.Conn) error {
 // Obstacles are chains of others that drop, unless a rule says otherwise, what heddle needs:
 // one line each, with what to type. It judges by reading: a rule that it does not understand
 // may let the traffic through all the same. Any goroutine may ask.
-func (k *Kernel) Obstacles(e datapath.Egress, port uint16) (out []string, err error) {
+func (k *Kernel) Obstacles(e datapath.Egress, ports ...datapath.Port) (out []string, err error) {
 	err = k.withNFT(func(c *nftables.Conn) error {
 		chains, err := c.ListChains()
 		if err != nil {
 			return fmt.Errorf("list chains: %w", err)
 		}
-		w := walls{c: c, uplinks: e.Uplinks, port: port, byName: map[string]*nftables.Chain{}}
+		w := walls{c: c, uplinks: e.Uplinks, byName: map[string]*nftables.Chain{}}
 		for _, ch := range chains {
 			w.byName[chainName(ch)] = ch
 		}
@@ -134,13 +134,11 @@ func (k *Kernel) Obstacles(e datapath.Egress, port uint16) (out []string, err er
 			if ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || strings.HasPrefix(ch.Table.Name, tableName) {
 				continue
 			}
-			line, err := w.judge(ch)
+			lines, err := w.judge(ch, ports)
 			if err != nil {
 				return err
 			}
-			if line != "" {
-				out = append(out, line)
-			}
+			out = append(out, lines...)
 		}
 		return nil
 	})
@@ -157,49 +155,68 @@ func chainName(ch *nftables.Chain) string {
 type walls struct {
 	c       *nftables.Conn
 	uplinks string
-	port    uint16
 	byName  map[string]*nftables.Chain
 }
 
-// judge is the line about a chain that stands in the way, or "".
-func (w walls) judge(ch *nftables.Chain) (string, error) {
+// judge are the lines about a chain that stands in the way.
+func (w walls) judge(ch *nftables.Chain, ports []datapath.Port) (out []string, err error) {
 	forward := *ch.Hooknum == *nftables.ChainHookForward
 	if !forward && *ch.Hooknum != *nftables.ChainHookInput || forward && w.uplinks == "" {
-		return "", nil
+		return nil, nil
 	}
 	rules, err := w.c.GetRules(ch.Table, ch)
 	if err != nil {
-		return "", fmt.Errorf("list rules of %s: %w", chainName(ch), err)
+		return nil, fmt.Errorf("list rules of %s: %w", chainName(ch), err)
 	}
 	drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
 	if n := len(rules); n > 0 {
 		drops = drops || refusesAll(rules[n-1])
 	}
 	if !drops {
-		return "", nil
+		return nil, nil
 	}
-	passes := w.acceptsPort
 	if forward {
-		passes = w.acceptsUplinks
+		ok, err := w.letsThrough(ch, rules, w.acceptsUplinks, 3)
+		if ok || err != nil {
+			return nil, err
+		}
+		return []string{fmt.Sprintf("the chain `%s` drops what workloads send out; type `%s`", chainName(ch), w.openForward(ch))}, nil
 	}
-	ok, err := w.letsThrough(ch, rules, passes, 3)
-	if ok || err != nil {
-		return "", err
+	for _, p := range ports {
+		ok, err := w.letsThrough(ch, rules, func(r *nftables.Rule) bool { return w.acceptsPort(r, p) }, 3)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			out = append(out, fmt.Sprintf("the chain `%s` drops what other nodes send to %d/%s; type `%s`", chainName(ch), p.Port, p.Proto, openInput(ch, p)))
+		}
 	}
-	iptables := ch.Table.Name == "filter" && ch.Table.Family != nftables.TableFamilyINet
-	tool, family := "iptables", "ip"
-	if ch.Table.Family == nftables.TableFamilyIPv6 {
-		tool, family = "ip6tables", "ip6"
-	}
+	return out, nil
+}
+
+// tool is the iptables that a chain is of, or "" where nft is the word.
+func tool(ch *nftables.Chain) string {
 	switch {
-	case forward && iptables:
-		return fmt.Sprintf("the chain `%s` drops what workloads send out; type `%s -I FORWARD -i %s+ -j ACCEPT && %s -I FORWARD -o %s+ -j ACCEPT`", chainName(ch), tool, w.uplinks, tool, w.uplinks), nil
-	case forward:
-		return fmt.Sprintf("the chain `%s` drops what workloads send out; type `nft insert rule %s iifname \"%s*\" accept && nft insert rule %s oifname \"%s*\" accept`", chainName(ch), chainName(ch), w.uplinks, chainName(ch), w.uplinks), nil
-	case iptables && family == "ip", iptables:
-		return fmt.Sprintf("the chain `%s` drops what other nodes send; type `%s -I INPUT -p udp --dport %d -j ACCEPT`", chainName(ch), tool, w.port), nil
+	case ch.Table.Name != "filter" || ch.Table.Family == nftables.TableFamilyINet:
+		return ""
+	case ch.Table.Family == nftables.TableFamilyIPv6:
+		return "ip6tables"
 	}
-	return fmt.Sprintf("the chain `%s` drops what other nodes send; type `nft insert rule %s udp dport %d accept`", chainName(ch), chainName(ch), w.port), nil
+	return "iptables"
+}
+
+func (w walls) openForward(ch *nftables.Chain) string {
+	if t := tool(ch); t != "" {
+		return fmt.Sprintf("%s -I FORWARD -i %s+ -j ACCEPT && %s -I FORWARD -o %s+ -j ACCEPT", t, w.uplinks, t, w.uplinks)
+	}
+	return fmt.Sprintf("nft insert rule %s iifname \"%s*\" accept && nft insert rule %s oifname \"%s*\" accept", chainName(ch), w.uplinks, chainName(ch), w.uplinks)
+}
+
+func openInput(ch *nftables.Chain, p datapath.Port) string {
+	if t := tool(ch); t != "" {
+		return fmt.Sprintf("%s -I INPUT -p %s --dport %d -j ACCEPT", t, p.Proto, p.Port)
+	}
+	return fmt.Sprintf("nft insert rule %s %s dport %d accept", chainName(ch), p.Proto, p.Port)
 }
 
 // letsThrough looks for an accepting rule in a chain and in those that it calls.
@@ -279,12 +296,13 @@ func (w walls) acceptsUplinks(r *nftables.Rule) bool {
 	return !asks
 }
 
-// acceptsPort says whether a rule accepts UDP to the data-path port, or whatever comes.
-func (w walls) acceptsPort(r *nftables.Rule) bool {
+// acceptsPort says whether a rule accepts what is for a port, or whatever comes.
+func (w walls) acceptsPort(r *nftables.Rule, p datapath.Port) bool {
 	if !accepts(r) {
 		return false
 	}
-	port, asks := binary.BigEndian.AppendUint16(nil, w.port), false
+	port, asks := binary.BigEndian.AppendUint16(nil, p.Port), false
+	proto := map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP}[p.Proto]
 	for i, e := range r.Exprs {
 		switch e := e.(type) {
 		case *expr.Payload:
@@ -295,7 +313,12 @@ func (w walls) acceptsPort(r *nftables.Rule) bool {
 		case *expr.Meta:
 			asks = asks || e.Key != expr.MetaKeyL4PROTO
 		case *expr.Cmp:
-			asks = asks || len(e.Data) != 1 || e.Data[0] != unix.IPPROTO_UDP
+			if len(e.Data) == 1 && e.Data[0] != proto && i > 0 {
+				if m, ok := r.Exprs[i-1].(*expr.Meta); ok && m.Key == expr.MetaKeyL4PROTO {
+					return false
+				}
+			}
+			asks = asks || len(e.Data) != 1 || e.Data[0] != proto
 		case *expr.Counter, *expr.Verdict:
 		default:
 			asks = true

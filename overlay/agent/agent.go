@@ -92,6 +92,7 @@ type Config struct {
 	Self      overlay.NodeID
 	Name      string
 	Key       ed25519.PrivateKey
+	Underlay  netip.Addr // this host's own address for the data path, where others call it otherwise; else zero
 	Facts     Facts
 	Control   Control
 	Peers     Peers
@@ -246,7 +247,7 @@ func signal(c chan struct{}) {
 func (a *Agent) view() plan.View {
 	f := a.Facts.Facts()
 	v := plan.View{
-		Self: a.Self, DataPathPort: f.Params.DataPathPort, Nodes: a.Peers.Nodes(),
+		Self: a.Self, DataPathPort: f.Params.DataPathPort, Underlay: a.Underlay, Nodes: a.Peers.Nodes(),
 		Networks:     map[overlay.NetworkID]overlay.Network{},
 		Participants: map[overlay.NetworkID][]overlay.NodeID{},
 		Remote:       map[overlay.NetworkID][]overlay.Claim{},

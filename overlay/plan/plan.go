@@ -15,6 +15,7 @@ import (
 type View struct {
 	Self         overlay.NodeID
 	DataPathPort uint16
+	Underlay     netip.Addr // this host's own address for the data path; zero: as its record says
 	Networks     map[overlay.NetworkID]overlay.Network
 	Participants map[overlay.NetworkID][]overlay.NodeID
 	Local        []Endpoint                            // this node's own endpoints

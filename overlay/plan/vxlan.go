@@ -38,7 +38,7 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 		datapath.Link{
 			NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: deviceMAC(v), MTU: mtu,
 			Master: BridgeName, Port: datapath.PortFlags{NeighborSuppress: true},
-			VXLAN: datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.Nodes[v.Self].DataPath()},
+			VXLAN: datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.underlay()},
 		},
 	)
 	for _, s := range n.Subnets {
@@ -103,6 +103,14 @@ func remote(c *datapath.Config, ns datapath.NS, owner datapath.Owner, v View, n 
 			c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: BridgeName, IP: ip, MAC: mac, Owner: of})
 		}
 	}
+}
+
+// underlay is the outer source address of this node's frames, before anything translates it.
+func (v View) underlay() netip.Addr {
+	if v.Underlay.IsValid() {
+		return v.Underlay
+	}
+	return v.Nodes[v.Self].DataPath()
 }
 
 // deviceMAC is the VXLAN device's own address: no frame carries it, so that the node's ID is

@@ -273,7 +273,18 @@ func (s *Store) get(key []byte, v any) error {
 type Addresses struct {
 	Advertise netip.Addr `json:"advertise"` // control and gossip, for others
 	Listen    netip.Addr `json:"listen"`    // what the ports bind to
-	DataPath  netip.Addr `json:"dataPath"`  // VTEP
+	DataPath  netip.Addr `json:"dataPath"`  // VTEP, for others
+	// Underlay is what this host itself calls DataPath, where that is translated on the way (1:1
+	// NAT).
+	Underlay netip.Addr `json:"underlay,omitzero"`
+}
+
+// Local is this host's own address for the data path.
+func (a Addresses) Local() netip.Addr {
+	if a.Underlay.IsValid() {
+		return a.Underlay
+	}
+	return a.DataPath
 }
 
 // SaveAddresses keeps the node's addresses.

@@ -56,7 +56,7 @@ func (k kernelState) Obstacles(port uint16, egress bool) []string {
 	if egress {
 		e = plan.Egress()
 	}
-	lines, err := k.kernel.Obstacles(e, port)
+	lines, err := k.kernel.Obstacles(e, datapath.Port{Proto: "udp", Port: port})
 	if err != nil {
 		return []string{"the host's firewall can't be read: " + err.Error()}
 	}

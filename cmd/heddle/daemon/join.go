@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -37,7 +38,12 @@ func (d *Daemon) resolve(command string, found netip.Addr, advertise, listen, da
 		all = append(all, candidate{h.Link, h.Addr})
 	}
 	a.Advertise = found
-	if advertise != "" || !found.IsValid() {
+	translated, err := netip.ParseAddr(advertise)
+	switch {
+	case err == nil && found.IsValid() && !slices.ContainsFunc(all, func(c candidate) bool { return c.Addr == translated.Unmap() }):
+		// Not this host's: others may reach it by it all the same (1:1 NAT). A manager tries.
+		a.Advertise, a.Underlay = translated.Unmap(), found
+	case advertise != "" || !found.IsValid():
 		if a.Advertise, err = choose(command, "--advertise-addr", advertise, all); err != nil {
 			return a, err
 		}
@@ -249,13 +255,20 @@ func (d *Daemon) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay
 			last = err
 			continue
 		}
+		t, err := terms(ctx, c)
+		if err != nil {
+			return reply, err
+		}
+		if c, err = api.DialJoin(ctx, to, token); err != nil {
+			return reply, err
+		}
 		defer c.Close()
-		return d.join(ctx, c, r)
+		return d.join(ctx, c, r, t)
 	}
 	return reply, last
 }
 
-func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinRequest) (reply overlay.MemberReply, err error) {
+func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinRequest, t api.Terms) (reply overlay.MemberReply, err error) {
 	at, err := d.resolve("join", c.Local(), r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr)
 	if err != nil {
 		return reply, err
@@ -271,7 +284,7 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 	if err != nil {
 		return reply, err
 	}
-	answer, err := c.Join(ctx, api.JoinRequest{
+	answer, err := d.ask(ctx, c, at, t, api.JoinRequest{
 		V: 1, Node: id.Node, Key: id.Public(), Name: name, Hello: d.hello(),
 		Control: netip.AddrPortFrom(at.Advertise, d.cfg.ControlPort), Gossip: netip.AddrPortFrom(at.Advertise, d.cfg.GossipPort),
 	})
@@ -297,16 +310,37 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 		return reply, err
 	}
 	wire.Waiting(ctx, "the first other member to answer")
-	m.ready(ctx)
-	return overlay.MemberReply{Node: id.Node, Role: answer.Node.Role}, nil
+	reply = overlay.MemberReply{Node: id.Node, Role: answer.Node.Role}
+	if !m.ready(ctx) {
+		reply.Warnings = append(reply.Warnings, fmt.Sprintf("this node → others, %d/tcp and %d/udp: nobody answers yet; open these ports on the other nodes, and look at `heddle status`", d.cfg.GossipPort, d.cfg.GossipPort))
+	}
+	return reply, nil
+}
+
+// ask sends the join request, and answers the manager that dials this node back meanwhile.
+func (d *Daemon) ask(ctx context.Context, c *api.JoinConn, at store.Addresses, t api.Terms, r api.JoinRequest) (api.JoinReply, error) {
+	r.Probe = make([]byte, 16)
+	_, _ = rand.Read(r.Probe)
+	a, dataPath, err := answer(at, d.cfg.GossipPort, t.DataPathPort, r.Probe)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	defer a.close()
+	r.DataPath = dataPath
+	reply, err := c.Join(ctx, r)
+	if err == nil && len(reply.Blocked) > 0 {
+		err = d.unreachable(reply, r)
+	}
+	return reply, err
 }
 
 // readyTime is how long a join waits for contact with another member, without which it is
 // still a join: `heddle status` shows who answers.
 const readyTime = 5 * time.Second
 
-// ready waits until this node is in contact and, as a manager, has its vote.
-func (m *member) ready(ctx context.Context) {
+// ready waits until this node is in contact and, as a manager, has its vote. False says that it
+// waited in vain.
+func (m *member) ready(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -318,12 +352,12 @@ func (m *member) ready(ctx context.Context) {
 				met = m.gossip.Load().Introduce(ctx, p.Node) == nil
 			}
 			if met && (m.role.running() == nil || m.role.running().Voter()) {
-				return
+				return true
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-tick.C:
 		}
 	}

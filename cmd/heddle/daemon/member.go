@@ -92,7 +92,7 @@ func (m *member) build(first *overlay.Facts) error {
 		return err
 	}
 	m.agent, err = agent.New(agent.Config{
-		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key,
+		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key, Underlay: m.at.Underlay,
 		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
 		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
 	})
@@ -127,9 +127,9 @@ func (m *member) record() (overlay.SignedNode, error) {
 	if err != nil {
 		return overlay.SignedNode{}, err
 	}
-	_, mtu, err := m.d.kernel.LinkMTU(m.at.DataPath)
+	_, mtu, err := m.d.kernel.LinkMTU(m.at.Local())
 	if err != nil {
-		m.log.Warn("the data-path address is on no interface of this host; overlays reach nobody until it is back", "addr", m.at.DataPath, "err", err)
+		m.log.Warn("the data-path address is on no interface of this host; overlays reach nobody until it is back", "addr", m.at.Local(), "err", err)
 		mtu = 1500
 	}
 	r := overlay.NodeRecord{
