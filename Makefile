@@ -4,6 +4,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 GO      ?= go
 RUN     ?= .
+ROUNDS  ?= 20
 
 # For raft-boltdb's metrics; see the note in go.mod.
 TAGS    := hashicorpmetrics
@@ -15,7 +16,7 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 # What `make check` tests: packages without I/O, and the import rules.
 PURE := ./cmd ./overlay ./overlay/ipam ./overlay/plan ./overlay/wire ./cluster/state ./gossip/table ./datapath
 
-.PHONY: help build test check e2e demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
+.PHONY: help build test check e2e soak demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
@@ -39,6 +40,9 @@ test: build setup reporter ## all tests: unit, kernel, e2e (root)
 
 e2e: build setup reporter ## the scenarios alone (root); RUN=REGEXP picks some
 	bin/testreport -count=1 -tags $(TAGS) -timeout 10m -run '$(RUN)' ./e2e
+
+soak: build setup reporter ## the scenarios of faults, each repeated ROUNDS times (root)
+	bin/testreport -count=1 -v -tags $(TAGS) -timeout 80m -run 'TestTheLeaderIsKilledAmidWrites' ./e2e -rounds $(ROUNDS)
 
 demo: need-root build ## five hosts in namespaces show what heddle does (root)
 	bin/heddle-demo

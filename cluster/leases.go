@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/heddle-net/heddle/cluster/api"
 	"github.com/heddle-net/heddle/cluster/state"
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/ipam"
 )
 
 const (
@@ -119,7 +121,7 @@ func (p *pressing) holders(asker overlay.NodeID, addrs []netip.Addr) []overlay.N
 		}
 		named := slices.ContainsFunc(addrs, func(a netip.Addr) bool { _, ok := l.Granted(a); return ok })
 		if named || len(addrs) == 0 {
-			idle[id] = leased(s)
+			idle[id] = held(l)
 		}
 	}
 	for _, c := range p.m.Observer.Claims(p.network.ID) {
@@ -130,6 +132,16 @@ func (p *pressing) holders(asker overlay.NodeID, addrs []netip.Addr) []overlay.N
 	return slices.SortedFunc(maps.Keys(idle), func(a, b overlay.NodeID) int {
 		return cmp.Or(idle[b]-idle[a], cmp.Compare(a, b))
 	})
+}
+
+// held counts the addresses of a lease's first family.
+func held(l overlay.Lease) (n int) {
+	for _, g := range l.Grants {
+		if g.First.BitLen() == l.Grants[0].First.BitLen() {
+			n += int(min(ipam.Range{First: g.First, Last: g.Last}.Len(), math.MaxInt32))
+		}
+	}
+	return n
 }
 
 // ask asks one holder, and commits what it gives.

@@ -30,6 +30,7 @@ type Delta struct {
 	V          int               `json:"v"`
 	Revision   uint64            `json:"revision"`
 	Full       *Facts            `json:"full,omitempty"` // the whole state instead of a difference
+	Params     *Params           `json:"params,omitempty"`
 	Ring       []RingKey         `json:"ring,omitempty"`
 	GossipKeys [][]byte          `json:"gossipKeys,omitempty"`
 	Nodes      []Node            `json:"nodes,omitempty"`
@@ -60,6 +61,9 @@ func (d Delta) Apply(f *Facts) *Facts {
 	}
 	if d.GossipKeys != nil {
 		n.GossipKeys = d.GossipKeys
+	}
+	if d.Params != nil {
+		n.Params = *d.Params
 	}
 	if len(d.Nodes)+len(d.GoneNodes) > 0 {
 		n.Nodes = cloned(f.Nodes)

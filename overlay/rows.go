@@ -45,6 +45,18 @@ type NetworkRow struct {
 	Notes        []string `json:",omitempty"` // what the operator should know of this network
 }
 
+// NetworkUpdate changes what can change in a network.
+type NetworkUpdate struct {
+	Labels     map[string]string `json:"labels,omitempty"`     // to set
+	DropLabels []string          `json:"dropLabels,omitempty"` // to take away
+	Subnets    []Subnet          `json:"subnets,omitempty"`    // to add
+}
+
+// ClusterUpdate changes what can change in a cluster.
+type ClusterUpdate struct {
+	AddPools []netip.Prefix `json:"addPools,omitempty"` // of the automatic subnets
+}
+
 // IPAMRow has Docker's shape.
 type IPAMRow struct {
 	Config []IPAMConfigRow
@@ -144,6 +156,16 @@ type Status struct {
 	Endpoints []Endpoint
 	Problems  []string          `json:",omitempty"` // one line each, with what to do
 	Counters  map[string]uint64 `json:",omitempty"` // refused records and frames, drift, by kind
+}
+
+// Copy is what a node itself holds of the cluster, which may be old: its own networks and, on a
+// manager, all.
+type Copy struct {
+	Revision  uint64
+	Age       time.Duration // since a manager was heard of; -1: not since the daemon's start
+	Networks  []NetworkRow
+	Nodes     []NodeRow
+	Endpoints []Endpoint
 }
 
 // PortStatus is a port this node listens on.

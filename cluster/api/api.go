@@ -34,7 +34,9 @@ type Backend interface {
 	Networks(context.Context) ([]overlay.NetworkRow, error)
 	Network(ctx context.Context, ref string) (overlay.NetworkRow, error)
 	CreateNetwork(context.Context, overlay.NetworkSpec) (overlay.NetworkRow, error)
+	UpdateNetwork(ctx context.Context, ref string, u overlay.NetworkUpdate) (overlay.NetworkRow, error)
 	RemoveNetwork(ctx context.Context, ref string) error
+	UpdateCluster(context.Context, overlay.ClusterUpdate) (overlay.Params, error)
 	Endpoints(context.Context) ([]overlay.Endpoint, error)
 
 	Nodes(context.Context) ([]overlay.NodeRow, error)

@@ -53,7 +53,14 @@ func (s *stub) Tokens(context.Context) ([]overlay.TokenRow, error)       { retur
 func (s *stub) RevokeToken(context.Context, string) error                { return nil }
 func (s *stub) RemoveNetwork(context.Context, string) error              { return nil }
 func (s *stub) Join(context.Context, JoinRequest) (r JoinReply, _ error) { return r, nil }
-func (s *stub) Terms(context.Context, TermsRequest) (t Terms, _ error)         { return t, nil }
+func (s *stub) UpdateNetwork(context.Context, string, overlay.NetworkUpdate) (r overlay.NetworkRow, _ error) {
+	return r, nil
+}
+
+func (s *stub) UpdateCluster(context.Context, overlay.ClusterUpdate) (p overlay.Params, _ error) {
+	return p, nil
+}
+func (s *stub) Terms(context.Context, TermsRequest) (t Terms, _ error) { return t, nil }
 func (s *stub) DialBack(context.Context, JoinRequest, netip.Addr) (r JoinReply, _ error) {
 	return r, nil
 }

@@ -103,6 +103,14 @@ func routes(b Backend) []route {
 		{"GET", "/v1/networks", member, read, list(b.Networks)},
 		{"GET", "/v1/networks/{ref}", member, read, func(ctx context.Context, c call) (any, error) { return b.Network(ctx, c.PathValue("ref")) }},
 		{"POST", "/v1/networks", member, write, with(b.CreateNetwork)},
+		{"PATCH", "/v1/networks/{ref}", member, write, func(ctx context.Context, c call) (any, error) {
+			var u overlay.NetworkUpdate
+			if err := c.decode(&u); err != nil {
+				return nil, err
+			}
+			return b.UpdateNetwork(ctx, c.PathValue("ref"), u)
+		}},
+		{"PATCH", "/v1/cluster", operator, write, with(b.UpdateCluster)},
 		{"DELETE", "/v1/networks/{ref}", member, write, func(ctx context.Context, c call) (any, error) { return nil, b.RemoveNetwork(ctx, c.PathValue("ref")) }},
 		{"GET", "/v1/endpoints", member, read, list(b.Endpoints)},
 		{"GET", "/v1/nodes", member, read, list(b.Nodes)},

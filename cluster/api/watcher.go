@@ -49,6 +49,7 @@ type Watcher struct {
 	local  Source
 	swap   chan struct{} // closed when local changes
 	source overlay.NodeID
+	heard  time.Time // of a source, last
 	beat   Beat
 	dirty  bool // facts are not on the disk yet
 }
@@ -87,6 +88,13 @@ func (w *Watcher) Source() (overlay.NodeID, Beat) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.source, w.beat
+}
+
+// Heard is when a manager was heard of last; zero: not since the start.
+func (w *Watcher) Heard() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heard
 }
 
 // SetLocal gives the state of a manager on this node, which is followed whenever it knows of a
@@ -352,6 +360,9 @@ func (w *Watcher) setSource(id overlay.NodeID, b Beat) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.source, w.beat = id, b
+	if id != "" {
+		w.heard = time.Now()
+	}
 }
 
 // save writes facts that are new to the disk, the last time when ctx has ended.

@@ -132,6 +132,10 @@ func blank(k Kind) Command {
 		return new(RemoveNetwork)
 	case KindGrant:
 		return new(Grant)
+	case KindUpdateNetwork:
+		return new(UpdateNetwork)
+	case KindUpdateParams:
+		return new(UpdateParams)
 	case KindRelease:
 		return new(Release)
 	case KindUnfence:
@@ -152,5 +156,7 @@ func (RotateTokens) kind() Kind    { return KindRotateTokens }
 func (CreateNetwork) kind() Kind   { return KindCreateNetwork }
 func (RemoveNetwork) kind() Kind   { return KindRemoveNetwork }
 func (Grant) kind() Kind           { return KindGrant }
+func (UpdateNetwork) kind() Kind   { return KindUpdateNetwork }
+func (UpdateParams) kind() Kind    { return KindUpdateParams }
 func (Release) kind() Kind         { return KindRelease }
 func (Unfence) kind() Kind         { return KindUnfence }

@@ -28,10 +28,12 @@ const (
 	KindRemoveNetwork   Kind = "remove-network"
 	KindGrant           Kind = "grant"
 	KindRelease         Kind = "release"
+	KindUpdateNetwork   Kind = "update-network"
+	KindUpdateParams    Kind = "update-params"
 	KindUnfence         Kind = "acknowledge-removal"
 
 	// Reserved, so that no other command takes their names: rotate-gossip-key,
-	// rotate-signing-key, rotate-ca, update-params, recover, set-level, create-service,
+	// rotate-signing-key, rotate-ca, recover, set-level, create-service,
 	// update-service, remove-service.
 )
 
@@ -153,6 +155,21 @@ type RemoveNetwork struct {
 	ID overlay.NetworkID `json:"id"`
 }
 
+// UpdateNetwork changes what can change in a network: labels, and subnets that are added. Apply
+// answers a [NetworkResult].
+type UpdateNetwork struct {
+	ID         overlay.NetworkID `json:"id"`
+	Labels     map[string]string `json:"labels,omitempty"`     // to set
+	DropLabels []string          `json:"dropLabels,omitempty"` // to take away
+	Subnets    []overlay.Subnet  `json:"subnets,omitempty"`    // to add; a gateway that is not named is chosen
+}
+
+// UpdateParams changes what the cluster was made with: pools that are added. Apply answers a
+// [ParamsResult].
+type UpdateParams struct {
+	AddPools []netip.Prefix `json:"addPools"`
+}
+
 // Grant gives addresses of a network to a node and makes the node a participant. Apply
 // answers a [GrantResult].
 type Grant struct {
@@ -198,9 +215,15 @@ type TokenResult struct {
 	Revision uint64
 }
 
-// NetworkResult answers CreateNetwork and RemoveNetwork.
+// NetworkResult answers CreateNetwork, UpdateNetwork and RemoveNetwork.
 type NetworkResult struct {
 	Network  overlay.Network
+	Revision uint64
+}
+
+// ParamsResult answers UpdateParams.
+type ParamsResult struct {
+	Params   overlay.Params
 	Revision uint64
 }
 

@@ -97,8 +97,11 @@ func (w *watcher) row(k key) {
 		w.d.Removals[k.node] = t.removals.m[k.node]
 	case tKeys:
 		w.d.Ring, w.d.GossipKeys = t.Ring, t.GossipKeys
+	case tParams:
+		p := t.Params
+		w.d.Params = &p
 	case tNetwork:
-		if n, ok := t.networks.m[k.network]; w.all && ok {
+		if n, ok := t.networks.m[k.network]; ok && (w.all || t.leased[w.node][k.network]) {
 			w.d.Networks = append(w.d.Networks, n.def)
 		} else if w.all {
 			w.d.GoneNets = append(w.d.GoneNets, k.network)

@@ -70,6 +70,11 @@ func story() []Command {
 		Release{giveBack("w1", overlay.Grant{First: addr("10.1.0.128"), Last: addr("10.1.0.128"), Index: 14}), now + 5},
 		RemoveNode{Node: nid("gone"), Force: true, Now: now + 6},
 		Unfence{nid("m2"), now + 7},
+		UpdateNetwork{
+			ID: netID("blue"), Labels: map[string]string{"tier": "front"}, DropLabels: []string{"team"},
+			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.2.0.0/24")}, {Prefix: netip.MustParsePrefix("fd00:2::/64"), Gateway: addr("fd00:2::9")}},
+		},
+		UpdateParams{AddPools: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/16")}},
 		RemoveNetwork{netID("red")}, // refused
 	}
 }
@@ -100,7 +105,7 @@ func TestGolden(t *testing.T) {
 		}
 		kinds[c.kind()] = true
 	}
-	if len(kinds) != 14 {
+	if len(kinds) != 16 {
 		t.Errorf("the story has %d kinds of command", len(kinds))
 	}
 	golden(t, "commands-v1.jsonl", log.Bytes())

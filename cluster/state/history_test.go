@@ -24,7 +24,7 @@ func anyCommand(t *rapid.T) Command {
 	tok := rapid.SampledFrom(someTokens).Draw(t, "token")
 	role := rapid.SampledFrom([]overlay.Role{overlay.Worker, overlay.Worker, overlay.Manager}).Draw(t, "role")
 	newToken := changed(token(tok, role), func(n *NewToken) { n.Uses = rapid.IntRange(0, 2).Draw(t, "uses") })
-	switch k := rapid.IntRange(0, 29).Draw(t, "kind"); k {
+	switch k := rapid.IntRange(0, 32).Draw(t, "kind"); k {
 	case 0:
 		return CreateToken{newToken}
 	case 1:
@@ -56,6 +56,14 @@ func anyCommand(t *rapid.T) Command {
 		return Release{anyRelease(t, node, network), sometime(t)}
 	case 18:
 		return Unfence{nid(node), sometime(t)}
+	case 19, 20:
+		u := UpdateNetwork{ID: netID(network), Labels: map[string]string{tok: node}, DropLabels: []string{tok}}
+		if more := rapid.SampledFrom([]string{"", "10.2.0.0/29", "10.1.0.8/29", "10.64.0.0/24", "fd00:9::/64"}).Draw(t, "subnet"); more != "" {
+			u.Subnets = []overlay.Subnet{{Prefix: netip.MustParsePrefix(more)}}
+		}
+		return u
+	case 21:
+		return UpdateParams{AddPools: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(63, 130).Draw(t, "pool")), 0, 0}), 16)}}
 	default:
 		g := Grant{Network: netID(network), Node: nid(node), Want: rapid.IntRange(0, 3).Draw(t, "want"), Spare: rapid.Bool().Draw(t, "spare"), Now: sometime(t)}
 		for range rapid.IntRange(0, 2).Draw(t, "named") {

@@ -17,6 +17,7 @@ const (
 	tEntered // a lease whose node was no participant before
 	tKeys    // ring and gossip keys
 	tToken   // no node sees it
+	tParams
 )
 
 // key names a row that changed.

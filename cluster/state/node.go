@@ -57,23 +57,29 @@ func (c Init) validate() error {
 		return bad("the gossip keys are no 1 to 8 keys of 32 bytes")
 	case c.Params.DataPathPort == 0:
 		return bad("there is no data-path port; use 4789")
-	case len(c.Params.Pools) > 64:
-		return bad("%d address pools are too many; use at most 64", len(c.Params.Pools))
 	}
-	for _, p := range c.Params.Pools {
-		bits, most := c.Params.PoolBits4, 30
+	return checkPools(c.Params)
+}
+
+// checkPools refuses pools that no subnet can be cut from.
+func checkPools(params overlay.Params) error {
+	if len(params.Pools) > 64 {
+		return overlay.Errorf(overlay.Invalid, "%d address pools are too many; use at most 64", len(params.Pools))
+	}
+	for _, p := range params.Pools {
+		bits, most := params.PoolBits4, 30
 		if p.Addr().Is6() {
-			bits, most = c.Params.PoolBits6, 126
+			bits, most = params.PoolBits6, 126
 		}
 		if !p.IsValid() || p.Addr().Is4In6() || p != p.Masked() || bits < p.Bits() || bits > most {
-			return bad("address pool %s can't be cut into /%d subnets; use a mask length from the pool's to %d", p, bits, most)
+			return overlay.Errorf(overlay.Invalid, "address pool %s can't be cut into /%d subnets; use a mask length from the pool's to %d", p, bits, most)
 		}
 		first := overlay.NetworkSpec{
 			Name: "pool", Driver: overlay.DriverOverlay, IPv4: true, IPv6: true,
 			Subnets: []overlay.Subnet{{Prefix: netip.PrefixFrom(p.Addr(), bits)}},
 		}
 		if err := first.Validate(); err != nil {
-			return bad("address pool %s: %w", p, err)
+			return overlay.Errorf(overlay.Invalid, "address pool %s: %w", p, err)
 		}
 	}
 	return nil

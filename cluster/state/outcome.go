@@ -70,7 +70,9 @@ func (t *tables) answer(o outcome) (any, error) {
 			return nil, noToken(o.Token)
 		}
 		return TokenResult{tok, t.revision}, nil
-	case KindCreateNetwork:
+	case KindUpdateParams:
+		return ParamsResult{t.Params, t.revision}, nil
+	case KindCreateNetwork, KindUpdateNetwork:
 		n, ok := t.networks.m[o.Network]
 		if !ok {
 			return nil, noNetwork(o.Network)

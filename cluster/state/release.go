@@ -2,11 +2,9 @@ package state
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 
 	"github.com/heddle-net/heddle/overlay"
-	"github.com/heddle-net/heddle/overlay/ipam"
 )
 
 func (c Release) apply(t *tables, index uint64) (ref, error) {
@@ -88,20 +86,4 @@ func (v *View) Fences() []Fence {
 		out = append(out, Fence{id, v.members[id].Removed, v.members[id].Forced, slices.Sorted(maps.Keys(takesPart[id]))})
 	}
 	return out
-}
-
-// Leased counts the addresses of a network's subnet that nodes hold.
-func (v *View) Leased(id overlay.NetworkID, subnet netip.Prefix) (n uint64) {
-	for _, s := range v.Leases(id) {
-		var l overlay.Lease
-		if s.Decode(overlay.DomainLease, &l) != nil {
-			continue
-		}
-		for _, g := range l.Grants {
-			if subnet.Contains(g.First) {
-				n += ipam.Range{First: g.First, Last: g.Last}.Len()
-			}
-		}
-	}
-	return n
 }

@@ -82,8 +82,9 @@ func (c *cli) endpointCmd() *cobra.Command {
 		return endpointRows(all), err
 	})
 	lsCmd.Flags().BoolVar(&localOnly, "local", false, "this node's own endpoints alone, as it knows them; needs no manager")
-	return c.group("endpoint", "Show what is attached",
-		lsCmd, inspectCmd(c, "ENDPOINT", "Show endpoints as JSON: by ID, NAME or NODE/NAME", findEndpoints))
+	inspect := inspectCmd(c, "ENDPOINT", "Show endpoints as JSON: by ID, NAME or NODE/NAME", findEndpoints)
+	staleable(lsCmd, inspect)
+	return c.group("endpoint", "Show what is attached", lsCmd, inspect)
 }
 
 // findEndpoints are all endpoints of a workload, by NAME or NODE/NAME, or the one with the ID.

@@ -41,6 +41,7 @@ type fakeDaemon struct {
 	silent    []string // nodes that acknowledge nothing
 	outside   bool     // in no cluster
 	alone     bool     // no manager answers
+	unheard   bool     // nor has one since the start
 	networks  []overlay.NetworkRow
 	nodes     []overlay.NodeRow
 	tokens    []overlay.TokenRow
@@ -171,6 +172,14 @@ func (d *fakeDaemon) Endpoints(context.Context) ([]overlay.Endpoint, error) {
 	return slices.DeleteFunc(slices.Clone(d.endpoints), func(e overlay.Endpoint) bool { return e.NodeName != "alpha" }), nil
 }
 
+func (d *fakeDaemon) Copy(context.Context) (overlay.Copy, error) {
+	c := overlay.Copy{Revision: 41, Age: 83 * time.Second, Networks: d.networks[:1], Nodes: d.nodes, Endpoints: d.endpoints[:2]}
+	if d.unheard {
+		c.Age = -1
+	}
+	return c, nil
+}
+
 func (d *fakeDaemon) Here(r *overlay.NetworkRow) {
 	if r.Name == "blue" {
 		r.Namespace, r.Bridge, r.Device = "heddle-b10000000000", "br0", "vxlan0"
@@ -206,6 +215,20 @@ func (d *fakeDaemon) Cluster(_ context.Context, method, path string, body []byte
 			err = overlay.Errorf(overlay.InUse, "network blue has 2 endpoints: alpha/web, beta/db; detach them first")
 		}
 		return nil, err
+	})
+	serve("PATCH /v1/networks/{ref}", func(r *http.Request) (any, error) {
+		n, err := network(r)
+		if err != nil {
+			return nil, err
+		}
+		row := n.(overlay.NetworkRow)
+		row.Notes = []string{"10.9.0.0/16 hides a route of node beta"}
+		return row, nil
+	})
+	serve("PATCH /v1/cluster", func(r *http.Request) (any, error) {
+		var u overlay.ClusterUpdate
+		err := json.NewDecoder(r.Body).Decode(&u)
+		return overlay.Params{Pools: append([]netip.Prefix{netip.MustParsePrefix("10.64.0.0/11")}, u.AddPools...)}, err
 	})
 	serve("POST /v1/networks", func(r *http.Request) (any, error) {
 		var s overlay.NetworkSpec

@@ -92,7 +92,7 @@ func (c *cli) printf(format string, args ...any) {
 func (c *cli) root() *cobra.Command {
 	root := c.group("heddle", "Overlay networks for the workloads of any Linux hosts",
 		c.daemonCmd(), c.versionCmd(), c.initCmd(), c.joinCmd(), c.leaveCmd(), c.statusCmd(), c.tokenCmd(), c.nodeCmd(),
-		c.networkCmd(), c.attachCmd(), c.detachCmd(), c.endpointCmd(), c.runCmd())
+		c.networkCmd(), c.updateCmd(), c.attachCmd(), c.detachCmd(), c.endpointCmd(), c.runCmd())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(c.in)
 	root.SetOut(c.out)
@@ -127,6 +127,9 @@ func (c *cli) group(name, short string, subs ...*cobra.Command) *cobra.Command {
 // ask makes one call to the daemon. What takes longer than a second is said on stderr.
 func ask[T any](c *cli, cmd *cobra.Command, call func(context.Context, *local.Client) (T, error)) (T, error) {
 	client := local.NewClient(c.socket)
+	if stale, _ := cmd.Flags().GetBool(staleFlag); stale {
+		client.Stale = c.noteStale
+	}
 	w := c.startWaiter()
 	defer w.stop()
 	client.Waiting = w.say

@@ -41,13 +41,12 @@ func (c *cli) networkCmd() *cobra.Command {
 			},
 		},
 	}
-	return c.group("network", "Manage networks",
-		c.networkCreate(),
-		ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) { return cl.Networks(ctx) }),
-		inspectCmd(c, "NETWORK", "Show networks as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]row, error) {
-			return one(cl.Network(ctx, ref))
-		}),
-		c.networkRm())
+	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) { return cl.Networks(ctx) })
+	inspect := inspectCmd(c, "NETWORK", "Show networks as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]row, error) {
+		return one(cl.Network(ctx, ref))
+	})
+	staleable(lsCmd, inspect)
+	return c.group("network", "Manage networks", c.networkCreate(), lsCmd, inspect, c.networkUpdate(), c.networkRm(), c.networkPrune())
 }
 
 func subnets(r overlay.NetworkRow) (s []string) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/local"
@@ -36,10 +37,7 @@ func (c *cli) networkCreate() *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`; this version has overlay alone")
 	fs.StringVar(&f.scope, "scope", "cluster", "`scope` cluster; this version has no networks of a single node")
-	repeated(fs, &f.subnets, "subnet", "cidr", "subnet, IPv4 or IPv6", overlay.ParsePrefix)
-	repeated(fs, &f.gateways, "gateway", "ip", "gateway address of a subnet; default its first address", overlay.ParseAddr)
-	repeated(fs, &f.ranges, "ip-range", "cidr", "part of a subnet that workloads get addresses from", overlay.ParsePrefix)
-	repeated(fs, &f.aux, "aux-address", "name=ip", "address of a subnet that no workload gets", parseAux)
+	f.addressFlags(fs)
 	fs.BoolVar(&s.Internal, "internal", false, "give workloads no route out of the network")
 	fs.BoolVar(&s.IPv4, "ipv4", true, "give it an IPv4 subnet")
 	fs.BoolVar(&s.IPv6, "ipv6", false, "give it an IPv6 subnet; an IPv6 --subnet implies it")
@@ -71,6 +69,14 @@ func (c *cli) networkCreate() *cobra.Command {
 	return cmd
 }
 
+// addressFlags are those that say what a network's subnets are.
+func (f *createFlags) addressFlags(fs *pflag.FlagSet) {
+	repeated(fs, &f.subnets, "subnet", "cidr", "subnet, IPv4 or IPv6", overlay.ParsePrefix)
+	repeated(fs, &f.gateways, "gateway", "ip", "gateway address of a subnet; default its first address", overlay.ParseAddr)
+	repeated(fs, &f.ranges, "ip-range", "cidr", "part of a subnet that workloads get addresses from", overlay.ParsePrefix)
+	repeated(fs, &f.aux, "aux-address", "name=ip", "address of a subnet that no workload gets", parseAux)
+}
+
 // fill completes the spec from the flags.
 func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 	switch {
@@ -82,6 +88,14 @@ func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 		return fmt.Errorf("--encrypted is not in this version; leave it out")
 	}
 	s.Labels, s.Options = toMap(f.labels), toMap(f.options)
+	if err := f.place(s); err != nil {
+		return err
+	}
+	return s.Validate()
+}
+
+// place puts the subnets together.
+func (f *createFlags) place(s *overlay.NetworkSpec) error {
 	for _, p := range f.subnets {
 		s.Subnets = append(s.Subnets, overlay.Subnet{Prefix: p})
 		s.IPv6 = s.IPv6 || p.Addr().Is6()
@@ -116,7 +130,7 @@ func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 		}
 		n.Aux[a.key] = a.value
 	}
-	return s.Validate()
+	return nil
 }
 
 // subnetOf is the subnet that an address given with a flag belongs to.

@@ -36,15 +36,16 @@ func (c *cli) nodeCmd() *cobra.Command {
 			"node": named(nodeKey),
 		},
 	}
-	return c.group("node", "Manage the nodes of the cluster",
-		ls.command(c, func(ctx context.Context, cl *local.Client) ([]overlay.NodeRow, error) { return cl.Nodes(ctx) }),
-		inspectCmd(c, "NODE", "Show nodes as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]overlay.NodeRow, error) {
-			all, err := cl.Nodes(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return one(overlay.Find("node", ref, all, nodeKey))
-		}),
+	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]overlay.NodeRow, error) { return cl.Nodes(ctx) })
+	inspect := inspectCmd(c, "NODE", "Show nodes as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]overlay.NodeRow, error) {
+		all, err := cl.Nodes(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return one(overlay.Find("node", ref, all, nodeKey))
+	})
+	staleable(lsCmd, inspect)
+	return c.group("node", "Manage the nodes of the cluster", lsCmd, inspect,
 		c.nodeRole("promote", "Make managers of workers", overlay.Manager),
 		c.nodeRole("demote", "Make workers of managers", overlay.Worker),
 		c.nodeUpdate(), c.nodeRm())

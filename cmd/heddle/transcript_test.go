@@ -100,6 +100,8 @@ func (d *fakeDaemon) become(t *testing.T, what string) {
 		d.outside = true
 	case "no manager answers":
 		d.alone = true
+	case "no manager was heard":
+		d.alone, d.unheard = true, true
 	case "empty":
 		d.networks, d.nodes, d.tokens, d.endpoints = nil, nil, nil, nil
 	case "gamma is silent":

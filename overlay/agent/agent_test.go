@@ -161,6 +161,7 @@ func (w *world) Stated(overlay.NetworkID) overlay.Version {
 	defer w.mu.Unlock()
 	return w.stated
 }
+
 func (w *world) Nodes() map[overlay.NodeID]overlay.NodeRecord {
 	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}}
 }

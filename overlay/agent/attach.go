@@ -223,20 +223,24 @@ func (a *Agent) addresses(n *network, r overlay.AttachRequest) ([]netip.Addr, er
 		if !v4 {
 			asked, flag = r.IP6, "--ip6"
 		}
-		i := slices.IndexFunc(n.def.Subnets, func(s overlay.Subnet) bool {
-			return s.Prefix.Addr().Is4() == v4 && (!asked.IsValid() || s.Prefix.Contains(asked))
-		})
-		if i < 0 {
-			if asked.IsValid() {
-				return nil, overlay.Errorf(overlay.Invalid, "%s %s is in no subnet of network %s; `heddle network inspect %s` lists them", flag, asked, n.def.Name, n.def.Name)
+		ip, found, err := netip.Addr{}, false, error(nil)
+		for _, s := range n.def.Subnets { // the first that has one
+			if s.Prefix.Addr().Is4() != v4 || asked.IsValid() && !s.Prefix.Contains(asked) {
+				continue
 			}
-			continue
+			found = true
+			if ip, err = a.take(n, s, asked); err == nil {
+				break
+			}
 		}
-		ip, err := a.take(n, n.def.Subnets[i], asked)
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
+		case found:
+			ips = append(ips, ip)
+		case asked.IsValid():
+			return nil, overlay.Errorf(overlay.Invalid, "%s %s is in no subnet of network %s; `heddle network inspect %s` lists them", flag, asked, n.def.Name, n.def.Name)
 		}
-		ips = append(ips, ip)
 	}
 	return ips, nil
 }

@@ -224,20 +224,15 @@ var (
 	errNotLeased = overlay.Errorf(overlay.Exhausted, "the address is not in this node's lease")
 )
 
-// free counts what the lease has left in its scarcest family. In the loop.
+// free counts what the lease has left in the scarcer of the network's families. In the loop.
 func (a *Agent) free(n *network) int {
-	least, used := -1, a.used(n.def.ID)
-	for _, s := range n.def.Subnets {
-		left := 0
-		for _, g := range n.usable().Grants {
-			for ip := g.First; g.Has(ip); ip = ip.Next() {
-				if _, is := used[ip]; !is && s.Prefix.Contains(ip) {
-					left++
-				}
-			}
+	least := -1
+	for _, v4 := range []bool{true, false} {
+		if !slices.ContainsFunc(n.def.Subnets, func(s overlay.Subnet) bool { return s.Prefix.Addr().Is4() == v4 }) {
+			continue
 		}
-		if least < 0 || left < least {
-			least = left
+		if idle, _ := a.idle(n, v4); least < 0 || len(idle) < least {
+			least = len(idle)
 		}
 	}
 	return least

@@ -27,6 +27,9 @@ type Client struct {
 
 	// Waiting is told what a long operation waits for, once for each thing. It may be nil.
 	Waiting func(what string)
+	// Stale, if set, makes reads of networks, nodes and endpoints answer from the node's own copy,
+	// and is told of it.
+	Stale func(overlay.Copy)
 }
 
 // NewClient makes a client of the daemon at a unix socket. It does not connect.
@@ -130,9 +133,21 @@ func (c *Client) Detach(ctx context.Context, r DetachRequest) error {
 	return c.stream(ctx, "/v1/detach", r, nil)
 }
 
+// copy is what the node itself holds of the cluster.
+func (c *Client) copy(ctx context.Context) (held overlay.Copy, err error) {
+	if err = c.call(ctx, http.MethodGet, "/v1/copy", nil, &held); err == nil {
+		c.Stale(held)
+	}
+	return held, err
+}
+
 // Endpoints lists the cluster's endpoints, or this node's own, which needs no manager.
 func (c *Client) Endpoints(ctx context.Context, localOnly bool) (rows []overlay.Endpoint, err error) {
 	path := "/v1/endpoints"
+	if c.Stale != nil && !localOnly {
+		held, err := c.copy(ctx)
+		return held.Endpoints, err
+	}
 	if localOnly {
 		path += "?local=1"
 	}
@@ -141,12 +156,23 @@ func (c *Client) Endpoints(ctx context.Context, localOnly bool) (rows []overlay.
 }
 
 func (c *Client) Networks(ctx context.Context) (rows []overlay.NetworkRow, err error) {
+	if c.Stale != nil {
+		held, err := c.copy(ctx)
+		return held.Networks, err
+	}
 	err = c.call(ctx, http.MethodGet, "/v1/networks", nil, &rows)
 	return rows, err
 }
 
 // Network inspects one network by name, ID or prefix.
 func (c *Client) Network(ctx context.Context, ref string) (row overlay.NetworkRow, err error) {
+	if c.Stale != nil {
+		held, err := c.copy(ctx)
+		if err != nil {
+			return row, err
+		}
+		return overlay.Find("network", ref, held.Networks, func(n overlay.NetworkRow) (id, name string) { return string(n.ID), n.Name })
+	}
 	err = c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil, &row)
 	return row, err
 }
@@ -156,11 +182,27 @@ func (c *Client) CreateNetwork(ctx context.Context, s overlay.NetworkSpec) (row 
 	return row, err
 }
 
+// UpdateNetwork changes a network's labels and adds subnets.
+func (c *Client) UpdateNetwork(ctx context.Context, ref string, u overlay.NetworkUpdate) (row overlay.NetworkRow, err error) {
+	err = c.call(ctx, http.MethodPatch, "/v1/networks/"+url.PathEscape(ref), u, &row)
+	return row, err
+}
+
+// UpdateCluster adds address pools.
+func (c *Client) UpdateCluster(ctx context.Context, u overlay.ClusterUpdate) (p overlay.Params, err error) {
+	err = c.call(ctx, http.MethodPatch, "/v1/cluster", u, &p)
+	return p, err
+}
+
 func (c *Client) RemoveNetwork(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(ref), nil, nil)
 }
 
 func (c *Client) Nodes(ctx context.Context) (rows []overlay.NodeRow, err error) {
+	if c.Stale != nil {
+		held, err := c.copy(ctx)
+		return held.Nodes, err
+	}
 	err = c.call(ctx, http.MethodGet, "/v1/nodes", nil, &rows)
 	return rows, err
 }

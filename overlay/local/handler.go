@@ -19,6 +19,8 @@ type Node interface {
 	Attach(context.Context, overlay.AttachRequest) (overlay.AttachReply, error)
 	Detach(ctx context.Context, name, network string) error
 	Endpoints(context.Context) ([]overlay.Endpoint, error)
+	// Copy is what the node itself holds of the cluster. It asks nobody.
+	Copy(context.Context) (overlay.Copy, error)
 	// Here completes a network row with what this node has of it.
 	Here(*overlay.NetworkRow)
 	// Cluster passes a request on to a manager and returns its answer as it is.
@@ -42,10 +44,14 @@ func NewHandler(n Node) http.Handler {
 		s, err := n.Status(r.Context())
 		wire.Write(w, s, err)
 	})
+	m.HandleFunc("GET /v1/copy", func(w http.ResponseWriter, r *http.Request) {
+		c, err := n.Copy(r.Context())
+		wire.Write(w, c, err)
+	})
 	m.HandleFunc("GET /v1/endpoints", h.endpoints)
 	m.HandleFunc("GET /v1/networks", func(w http.ResponseWriter, r *http.Request) { networks[[]overlay.NetworkRow](h, w, r) })
 	m.HandleFunc("GET /v1/networks/{ref}", func(w http.ResponseWriter, r *http.Request) { networks[overlay.NetworkRow](h, w, r) })
-	for _, what := range []string{"networks", "nodes", "tokens"} {
+	for _, what := range []string{"networks", "nodes", "tokens", "cluster"} {
 		m.HandleFunc("/v1/"+what, h.cluster)
 		m.HandleFunc("/v1/"+what+"/", h.cluster)
 	}

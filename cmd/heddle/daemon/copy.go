@@ -1,0 +1,50 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/rows"
+)
+
+// Copy is what this node holds of the cluster. It asks nobody.
+func (n node) Copy(context.Context) (c overlay.Copy, err error) {
+	m, err := n.joined()
+	if err != nil {
+		return c, err
+	}
+	f, g := m.facts(), m.gossip.Load()
+	c = overlay.Copy{Revision: f.Revision, Age: -1, Networks: []overlay.NetworkRow{}, Nodes: []overlay.NodeRow{}, Endpoints: []overlay.Endpoint{}}
+	if at := m.watcher.Heard(); !at.IsZero() {
+		c.Age = time.Since(at)
+	}
+	for id, def := range f.Networks {
+		row := rows.Network(def, f.Nodes, f.Leases[id], g.Claims(id))
+		n.Here(&row)
+		c.Networks = append(c.Networks, row)
+		c.Endpoints = append(c.Endpoints, row.Endpoints...)
+	}
+	slices.SortFunc(c.Networks, func(a, b overlay.NetworkRow) int { return strings.Compare(a.Name, b.Name) })
+	rows.Sort(c.Endpoints)
+	_, beat := m.watcher.Source()
+	seen := observer{m}
+	for id, row := range f.Nodes {
+		r := overlay.NodeRow{ID: id, Name: row.Name, Addr: row.Control.String(), Role: row.Role, Availability: row.Availability, Number: row.Number}
+		r.Status, r.Version = seen.Peer(id)
+		r.Self = id == m.cred.Identity().Node
+		if row.Role == overlay.Manager {
+			r.ManagerStatus = map[bool]string{true: "Reachable", false: "Unreachable"}[r.Status == "ready"]
+			if id == beat.Leader {
+				r.ManagerStatus = "Leader"
+			}
+		}
+		c.Nodes = append(c.Nodes, r)
+	}
+	slices.SortFunc(c.Nodes, func(a, b overlay.NodeRow) int { return strings.Compare(a.Name, b.Name) })
+	return c, nil
+}
