@@ -47,7 +47,8 @@ func (m *Manager) Terms(_ context.Context, r api.TermsRequest) (api.Terms, error
 	if err := m.tokenOf(r.Secret); err != nil {
 		return api.Terms{}, err
 	}
-	return api.Terms{V: 1, DataPathPort: m.state.View().Params.DataPathPort}, nil
+	p := m.state.View().Params
+	return api.Terms{V: 1, DataPathPort: p.DataPathPort, DataPath6: p.DataPath6}, nil
 }
 
 // DialBack tries the ports of a node that wants to join. Who has no valid token is dialled by

@@ -30,6 +30,8 @@ import (
 type Observer interface {
 	// Peer is a node's status ("ready", "down" or "unknown") and the version that it runs.
 	Peer(overlay.NodeID) (status, version string)
+	// Record is what a node says of itself.
+	Record(overlay.NodeID) (r overlay.NodeRecord, ok bool)
 	// Claims are all endpoint records of a network, this node's own among them.
 	Claims(overlay.NetworkID) []overlay.Claim
 }
@@ -228,6 +230,9 @@ func propose[R any](ctx context.Context, m *Manager, step string, c state.Comman
 
 func (m *Manager) address(id overlay.NodeID) (netip.AddrPort, bool) {
 	row, ok := m.state.View().Nodes[id]
+	if r, said := m.Observer.Record(id); ok && said && r.Control.IsValid() {
+		return r.Control, true // it moves before its row does
+	}
 	return row.Control, ok
 }
 

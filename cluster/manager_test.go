@@ -51,6 +51,13 @@ type view struct {
 	mu     sync.Mutex
 	down   map[overlay.NodeID]bool
 	claims map[overlay.NetworkID][]overlay.Claim
+	routes map[overlay.NodeID][]netip.Prefix
+}
+
+func (v *view) Record(n overlay.NodeID) (overlay.NodeRecord, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return overlay.NodeRecord{Routes: v.routes[n]}, true
 }
 
 func (v *view) Peer(n overlay.NodeID) (string, string) {

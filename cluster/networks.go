@@ -30,7 +30,7 @@ func (m *Manager) Network(_ context.Context, ref string) (overlay.NetworkRow, er
 	if err != nil {
 		return overlay.NetworkRow{}, err
 	}
-	return m.networkRow(m.state.View(), n), nil
+	return m.noted(n), nil
 }
 
 // CreateNetwork makes a network.
@@ -40,11 +40,11 @@ func (m *Manager) CreateNetwork(ctx context.Context, s overlay.NetworkSpec) (ove
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
-	res, err := propose[state.NetworkResult](ctx, m, "network", state.CreateNetwork{ID: overlay.NewID[overlay.NetworkID](id), Spec: s})
+	res, err := propose[state.NetworkResult](ctx, m, "network", state.CreateNetwork{ID: overlay.NewID[overlay.NetworkID](id), Spec: s, Avoid: m.avoid(m.state.View())})
 	if err != nil {
 		return overlay.NetworkRow{}, err
 	}
-	return m.networkRow(m.state.View(), res.Network), nil
+	return m.noted(res.Network), nil
 }
 
 // UpdateNetwork changes a network's labels and adds subnets.
@@ -57,7 +57,7 @@ func (m *Manager) UpdateNetwork(ctx context.Context, ref string, u overlay.Netwo
 	if err != nil {
 		return overlay.NetworkRow{}, err
 	}
-	return m.networkRow(m.state.View(), res.Network), nil
+	return m.noted(res.Network), nil
 }
 
 // UpdateCluster adds address pools.
@@ -100,4 +100,12 @@ func (m *Manager) endpoints(v *state.View, n overlay.Network) []overlay.Endpoint
 
 func (m *Manager) networkRow(v *state.View, n overlay.Network) overlay.NetworkRow {
 	return rows.Network(n, v.Nodes, v.Leases(n.ID), m.Observer.Claims(n.ID))
+}
+
+// noted is the row of one network with what the operator should know of it.
+func (m *Manager) noted(n overlay.Network) overlay.NetworkRow {
+	v := m.state.View()
+	row := m.networkRow(v, n)
+	row.Notes = m.hides(v, n.Subnets)
+	return row
 }

@@ -22,6 +22,9 @@ func (m *Manager) Join(ctx context.Context, r api.JoinRequest) (reply api.JoinRe
 	if copy(t.Secret[:], r.Secret) != len(t.Secret) || len(r.Secret) != len(t.Secret) {
 		return reply, overlay.Errorf(overlay.Invalid, "the join request holds no token")
 	}
+	if p := m.state.View().Params; r.DataPath.IsValid() && r.DataPath.Addr().Is6() != p.DataPath6 {
+		return reply, overlay.Errorf(overlay.Denied, "the data path %s is not of the cluster's family; give an address of the other with --data-path-addr", r.DataPath.Addr())
+	}
 	res, err := propose[state.NodeResult](ctx, m, "join", state.Join{
 		Token: t.Hash(), Now: m.Now().Unix(),
 		Node: state.NewNode{ID: r.Node, Key: r.Key, Name: r.Name, Control: r.Control, Gossip: r.Gossip},

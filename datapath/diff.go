@@ -168,7 +168,11 @@ func (d *differ) addLinks() {
 
 // mustReplace says whether the difference is in what can't change in a link.
 func mustReplace(have, want *Link) bool {
-	return have.Kind != want.Kind || have.VXLAN != want.VXLAN || have.Peer.Key() != want.Peer.Key()
+	h, w := have.VXLAN, want.VXLAN
+	if h.Local.Is4() == w.Local.Is4() { // an address changes in place, its family doesn't
+		h.Local = w.Local
+	}
+	return have.Kind != want.Kind || h != w || have.Peer.Key() != want.Peer.Key()
 }
 
 func (d *differ) deleteLink(l Link) {

@@ -21,12 +21,23 @@ import (
 // serve runs a web server on a host itself, outside of all overlays.
 func (w world) serve(h *lab.Host) {
 	w.t.Helper()
+	w.serveBy(h, probe.Args("serve", "-text", "from outside"))
+}
+
+// serveIn runs a web server in a workload.
+func (w world) serveIn(h *lab.Host, workload string) {
+	w.t.Helper()
+	w.serveBy(h, in(workload, probe.Args("serve", "-text", "from "+workload)))
+}
+
+func (w world) serveBy(h *lab.Host, args []string) {
+	w.t.Helper()
 	r, out, err := os.Pipe()
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	defer r.Close()
-	p, err := h.Start(lab.Command{Args: probe.Args("serve", "-text", "from outside"), Stdout: out})
+	p, err := h.Start(lab.Command{Args: args, Stdout: out})
 	out.Close()
 	if err != nil {
 		w.t.Fatal(err)

@@ -33,7 +33,7 @@ func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overla
 		}
 	}
 	n.mu.Unlock()
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that fails does not end the others
 	g.SetLimit(syncWidth)
 	for _, id := range ask {
 		g.Go(func() error {
@@ -97,6 +97,7 @@ func (n *Node) catchUp(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		n.tellAgain()
 		n.mu.Lock()
 		late := slices.Collect(maps.Keys(n.behind))
 		n.mu.Unlock()

@@ -59,6 +59,7 @@ type Node struct {
 	managers map[overlay.NodeID]bool
 	leases   map[overlay.NetworkID]overlay.Signed // this node's own
 	nodes    map[overlay.NodeID]heard
+	places   places
 	removals map[overlay.NodeID]overlay.Signed
 	stated   map[overlay.NetworkID]overlay.Version // of this node's own records, as others hold them
 	pending  map[uint64]*push
@@ -66,6 +67,8 @@ type Node struct {
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
 	behind   map[overlay.NodeID]bool // nodes that missed a push
+	untold   map[overlay.NodeID]int  // nodes that have not acknowledged this node's record, and how often they were told again
+	telling  uint64                  // the push that untold must acknowledge
 	counters map[string]uint64
 	revision uint64 // counts changes of the table
 	applied  uint64 // the revision that the kernel has, by Applied
@@ -100,6 +103,7 @@ const (
 	exchangeTime  = 10 * time.Second
 	catchUpEvery  = 250 * time.Millisecond // tries to bring up nodes that missed a push
 	catchUpTime   = time.Second
+	tellTries     = 2 // further packets with this node's record, catchUpEvery apart
 	catchUpWidth  = 16
 	inboxSize     = 4096
 	maxOwed       = 4096
@@ -111,9 +115,9 @@ func New(c Config) (*Node, error) {
 	n := &Node{
 		Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
-		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, removals: map[overlay.NodeID]overlay.Signed{},
+		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, untold: map[overlay.NodeID]int{}, counters: map[string]uint64{},
 	}
 	var err error
 	if n.keys, err = memberlist.NewKeyring(nil, c.Keys[0]); err != nil {
@@ -241,13 +245,55 @@ func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, 
 	}
 }
 
-// SetSelf replaces what this node says of itself, and tells all members.
+// SetSelf replaces what this node says of itself, and tells all members, again where they don't
+// acknowledge it.
 func (n *Node) SetSelf(s overlay.SignedNode) error {
 	if err := n.hearNode(s); err != nil {
 		return err
 	}
-	n.tellAll(frame{Kind: kindNodes, Nodes: []overlay.SignedNode{s}})
+	n.mu.Lock()
+	n.lastPush++
+	n.telling = n.lastPush
+	for id := range n.nodes {
+		if id != n.Self && !n.dead[id] {
+			n.untold[id] = 0
+		}
+	}
+	n.mu.Unlock()
+	n.tellAll(n.selfFrame())
 	return n.list.UpdateNode(0)
+}
+
+// selfFrame is this node's own record, to be acknowledged.
+func (n *Node) selfFrame() frame {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return frame{Kind: kindNodes, ID: n.telling, Nodes: []overlay.SignedNode{n.nodes[n.Self].signed}}
+}
+
+// tellAgain repeats this node's record to those who have not acknowledged it. Who stays silent
+// gets it by an exchange.
+func (n *Node) tellAgain() {
+	f := n.selfFrame()
+	f.V, f.From = version, n.Self
+	b, err := json.Marshal(f)
+	if err != nil {
+		return
+	}
+	n.mu.Lock()
+	var to []overlay.NodeID
+	for id, tries := range n.untold {
+		if n.dead[id] || tries == tellTries {
+			delete(n.untold, id)
+			n.behind[id] = n.behind[id] || !n.dead[id]
+			continue
+		}
+		n.untold[id]++
+		to = append(to, id)
+	}
+	maps.DeleteFunc(n.behind, func(_ overlay.NodeID, is bool) bool { return !is })
+	n.mu.Unlock()
+	n.send(to, b, f)
 }
 
 // Introduce learns from a member who there is, and tells all of them what this node says of
@@ -256,10 +302,7 @@ func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
 	if err := n.exchange(ctx, to); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	self := n.nodes[n.Self].signed
-	n.mu.Unlock()
-	n.tellAll(frame{Kind: kindNodes, Nodes: []overlay.SignedNode{self}})
+	n.tellAll(n.selfFrame())
 	return nil
 }
 
@@ -286,15 +329,26 @@ func (n *Node) Removals() map[overlay.NodeID]overlay.Signed {
 	return maps.Clone(n.removals)
 }
 
-// Nodes are the newest node records.
+// Nodes are the newest node records. A data-path address that was another node's first is left out.
 func (n *Node) Nodes() map[overlay.NodeID]overlay.NodeRecord {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	out := make(map[overlay.NodeID]overlay.NodeRecord, len(n.nodes))
 	for id, h := range n.nodes {
-		out[id] = h.record
+		out[id] = n.effective(h)
 	}
 	return out
+}
+
+// Record is a node's newest record.
+func (n *Node) Record(id overlay.NodeID) (r overlay.NodeRecord, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h, ok := n.nodes[id]
+	if ok {
+		r = n.effective(h)
+	}
+	return r, ok
 }
 
 // SignedNodes are the newest node records as they were signed.

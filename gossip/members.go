@@ -116,6 +116,12 @@ func (d delegate) AckPayload() []byte { return nil }
 
 // NotifyConflict implements memberlist.ConflictDelegate.
 func (d delegate) NotifyConflict(there, other *memberlist.Node) {
+	d.n.mu.Lock()
+	moved := other.Address() == hostPort(d.n.nodes[overlay.NodeID(other.Name)].record.Gossip)
+	d.n.mu.Unlock()
+	if moved {
+		return // membership lets it in when it has given the old address up
+	}
 	d.n.count("members refused: two addresses claim one node")
 	d.n.Log.Warn("two hosts claim to be one node; was its disk copied? remove one with `heddle node rm` and let it join again",
 		"node", there.Name, "addr", there.Address(), "other", other.Address())

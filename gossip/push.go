@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -163,6 +164,9 @@ func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
 func (n *Node) acknowledged(by overlay.NodeID, id uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if id == n.telling {
+		delete(n.untold, by)
+	}
 	if p := n.pending[id]; p != nil {
 		n.settle(p, by)
 	}
@@ -210,6 +214,9 @@ func (n *Node) packet(f frame) {
 		n.whenApplied(func() { n.acknowledge(f) })
 	case kindNodes:
 		n.takeNodes(f)
+		if f.ID != 0 {
+			n.acknowledge(f)
+		}
 	default:
 		n.count("frames refused: unknown kind of packet")
 	}
@@ -333,7 +340,11 @@ func (n *Node) hearNode(s overlay.SignedNode) error {
 	if _, out := n.removals[r.Node]; out || n.nodes[r.Node].record.Number >= r.Number {
 		return nil
 	}
+	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), r.DataPath())
 	n.nodes[r.Node] = heard{s, r}
+	if a := r.DataPath(); !n.places.holds(r.Node, a) {
+		n.Log.Warn("a node claims a data-path address that another has; it stays with that one", "node", r.Name, "addr", a, "held-by", n.nodes[n.places.claims[a][0]].record.Name)
+	}
 	n.changes()
 	return nil
 }
@@ -351,6 +362,7 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 		return false, nil
 	}
 	n.removals[r.Node] = s
+	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
 	delete(n.nodes, r.Node)
 	delete(n.behind, r.Node)
 	n.table.DropOwner(r.Node)

@@ -65,9 +65,13 @@ type NodeRecord struct {
 	Gossip    netip.AddrPort `json:"gossip"`
 	DataPath4 netip.Addr     `json:"data4,omitzero"` // VTEP for plain networks
 	DataPath6 netip.Addr     `json:"data6,omitzero"`
-	MTU       int            `json:"mtu"` // of the link that has the data-path address, in bytes
+	MTU       int            `json:"mtu"`              // of the link that has the data-path address, in bytes
+	Routes    []netip.Prefix `json:"routes,omitempty"` // what its host routes, the widest, at most MaxRoutes
 	Hello     Hello          `json:"hello"`
 }
+
+// MaxRoutes bounds what a node record says of a host's routes.
+const MaxRoutes = 64
 
 // DataPath is the record's VTEP address: the IPv4 one where there is one.
 func (r NodeRecord) DataPath() netip.Addr {
@@ -89,4 +93,5 @@ type Params struct {
 	Pools        []netip.Prefix `json:"pools"`        // IPv4 and IPv6 pools of the automatic subnets
 	PoolBits4    int            `json:"poolBits4"`    // prefix length of an automatic IPv4 subnet
 	PoolBits6    int            `json:"poolBits6"`
+	DataPath6    bool           `json:"dataPath6,omitempty"` // VXLAN of plain networks travels over IPv6
 }

@@ -119,6 +119,7 @@ type TermsRequest struct {
 type Terms struct {
 	V            int    `json:"v"`
 	DataPathPort uint16 `json:"dataPathPort"`
+	DataPath6    bool   `json:"dataPath6,omitempty"` // VXLAN travels over IPv6
 }
 
 // Blocked is a port of a joining node that the manager which it asked does not reach.

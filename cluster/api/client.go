@@ -50,6 +50,9 @@ func Managers(f *overlay.Facts) []Manager {
 // is safe for concurrent use. It starts no goroutine that outlives its calls but those of its
 // idle connections; Close ends them.
 type Client struct {
+	// Where, if set, knows newer addresses than the managers' rows. Set it before the first call.
+	Where func(overlay.NodeID) (netip.AddrPort, bool)
+
 	self  overlay.NodeID
 	trans *http.Transport
 
@@ -124,6 +127,11 @@ func (c *Client) prefer(id overlay.NodeID) {
 }
 
 func (c *Client) address(id overlay.NodeID) (netip.AddrPort, bool) {
+	if c.Where != nil {
+		if at, ok := c.Where(id); ok {
+			return at, true
+		}
+	}
 	for _, m := range c.Managers() {
 		if m.ID == id {
 			return m.Control, true

@@ -63,7 +63,7 @@ func (t *tables) complete(c CreateNetwork) (overlay.NetworkSpec, error) {
 		}
 		p, ok := ipam.NextSubnet(t.Params.Pools, f.v4, f.length, &t.subnets, avoid)
 		if !ok {
-			return spec, overlay.Errorf(overlay.Exhausted, "no %s subnet is free in the address pools; name one with --subnet %s, or add a pool with `heddle update --default-addr-pool`", f.name, f.flag)
+			return spec, overlay.Errorf(overlay.Exhausted, "no %s subnet is free in the address pools beside what nodes route; name one with --subnet %s, or add a pool with `heddle update --default-addr-pool`", f.name, f.flag)
 		}
 		spec.Subnets = append(spec.Subnets, overlay.Subnet{Prefix: p})
 	}

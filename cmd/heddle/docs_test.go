@@ -85,7 +85,7 @@ func TestCommands(t *testing.T) {
 	want := strings.Split("attach,daemon,detach,endpoint inspect,endpoint ls,init,join,leave,"+
 		"network create,network inspect,network ls,network prune,network rm,network update,"+
 		"node demote,node inspect,node ls,node promote,node rm,node update,"+
-		"run,status,token create,token ls,token revoke,token rotate,version", ",")
+		"run,status,token create,token ls,token revoke,token rotate,update,version", ",")
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}

@@ -46,6 +46,7 @@ func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 	for name, steps := range map[string]func(t *testing.T, e Env) []step{
 		"comes and goes":  comesAndGoes,
 		"small changes":   smallChanges,
+		"moved underlay":  movedUnderlay,
 		"replacements":    replacements,
 		"drift":           drift,
 		"strangers":       strangers,
@@ -125,6 +126,17 @@ func StateOf(c datapath.Config) *datapath.State {
 		s.Apply(op)
 	}
 	return s
+}
+
+// movedUnderlay: the host's own address changes; everything stays where it is.
+func movedUnderlay(t *testing.T, e Env) []step {
+	o := sample(e.Workload(t, "a"), e.Workload(t, "b"))
+	before := o.Config()
+	o.Local = netip.MustParseAddr("192.0.2.77")
+	return []step{
+		{name: "first", want: before},
+		{name: "another address", want: o.Config(), ops: 1},
+	}
 }
 
 func comesAndGoes(t *testing.T, e Env) []step {

@@ -246,12 +246,16 @@ func vxlanInfo(m *message, v datapath.VXLANAttr) {
 	m.nest(unix.IFLA_INFO_DATA, func() {
 		m.u32(unix.IFLA_VXLAN_ID, v.VNI).u8(unix.IFLA_VXLAN_LEARNING, 0)
 		m.bytes(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port))
-		if v.Local.Is4() {
-			m.bytes(unix.IFLA_VXLAN_LOCAL, v.Local.AsSlice())
-		} else if v.Local.IsValid() {
-			m.bytes(unix.IFLA_VXLAN_LOCAL6, v.Local.AsSlice())
-		}
+		vxlanLocal(m, v.Local)
 	})
+}
+
+func vxlanLocal(m *message, a netip.Addr) {
+	if a.Is4() {
+		m.bytes(unix.IFLA_VXLAN_LOCAL, a.AsSlice())
+	} else if a.IsValid() {
+		m.bytes(unix.IFLA_VXLAN_LOCAL6, a.AsSlice())
+	}
 }
 
 func vethInfo(m *message, p datapath.Peer, far *handle) {
@@ -325,6 +329,15 @@ func (k *Kernel) setLink(l datapath.Link) error {
 			return err
 		}
 		if err := k.prepareFarEnd(l.Peer, far); err != nil {
+			return err
+		}
+	}
+	if l.Kind == datapath.VXLAN {
+		m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)
+		m.nest(unix.IFLA_LINKINFO, func() {
+			m.str(unix.IFLA_INFO_KIND, "vxlan").nest(unix.IFLA_INFO_DATA, func() { vxlanLocal(m, l.VXLAN.Local) })
+		})
+		if err := h.do(m); err != nil {
 			return err
 		}
 	}

@@ -12,8 +12,11 @@ import (
 	"time"
 )
 
+// bulk is the length of what /bulk answers.
+const bulk = 4 << 20
+
 // serve [-port 80] [-text T]: answers every HTTP request with the text and the client's
-// address, until it is killed. It prints a line when it listens.
+// address, /bulk with 4 MiB, until it is killed. It prints a line when it listens.
 func serve(args []string) error {
 	f := flag.NewFlagSet("serve", flag.ExitOnError)
 	port := f.Int("port", 80, "TCP port")
@@ -25,6 +28,10 @@ func serve(args []string) error {
 	}
 	fmt.Println("listening on port", *port)
 	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/bulk" {
+			_, _ = w.Write(make([]byte, bulk))
+			return
+		}
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s, asked by %s\n", *text, host)
 	}))

@@ -253,6 +253,7 @@ func (a *Agent) view() plan.View {
 		Remote:       map[overlay.NetworkID][]overlay.Claim{},
 		Partial:      map[overlay.NetworkID]bool{},
 		Linger:       map[overlay.NetworkID]bool{},
+		MTU:          map[overlay.NetworkID]int{},
 	}
 	if a.removed {
 		return v
@@ -280,6 +281,7 @@ func (a *Agent) include(v *plan.View, n *network) {
 	v.Remote[id] = a.Peers.Claims(id)
 	v.Participants[id] = with(n.participants(), v.Remote[id])
 	v.Partial[id] = !n.synced
+	v.MTU[id] = n.mtu.follow(plan.MTU(n.def, *v), time.Now())
 }
 
 // with adds the owners of claims to the participants: the lease that came with a claim may

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/heddle-net/heddle/overlay"
-	"github.com/heddle-net/heddle/overlay/plan"
 	"github.com/heddle-net/heddle/overlay/wire"
 )
 
@@ -186,7 +185,7 @@ func (a *Agent) Network(id overlay.NetworkID) (def overlay.Network, mtu int, ok 
 			if e.Network == id {
 				v := a.view()
 				def, ok = v.Networks[id]
-				mtu = plan.MTU(def, v)
+				mtu = v.MTU[id]
 				return
 			}
 		}

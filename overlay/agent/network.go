@@ -36,7 +36,8 @@ type network struct {
 	refill   chan struct{}   // closed at the end of the refill under way; nil when there is none
 	barred   []overlay.Grant // runs of the lease that were given up, and are not to be used
 	linger   time.Time       // until when its kernel objects outlive the last endpoint
-	surplus  [2]int          // idle addresses above the reserve, of each family, when tidy looked last
+	mtu      heldMTU
+	surplus  [2]int // idle addresses above the reserve, of each family, when tidy looked last
 }
 
 // network is the entry of an ID, made when it is missing. In the loop (or before it runs).

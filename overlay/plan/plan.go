@@ -22,6 +22,7 @@ type View struct {
 	Remote       map[overlay.NetworkID][]overlay.Claim // other nodes' live endpoints
 	Partial      map[overlay.NetworkID]bool            // Remote is not yet known to be complete
 	Linger       map[overlay.NetworkID]bool            // the last local endpoint went a moment ago
+	MTU          map[overlay.NetworkID]int             // in bytes, where it is not yet what [MTU] says
 	Nodes        map[overlay.NodeID]overlay.NodeRecord // what nodes say of themselves, this one included
 }
 

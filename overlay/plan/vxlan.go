@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -31,7 +32,7 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 		space.Uplink = UplinkName
 	}
 	c.Namespaces = append(c.Namespaces, space)
-	ns, mtu := space.NS(), MTU(n, v)
+	ns, mtu := space.NS(), cmp.Or(v.MTU[n.ID], MTU(n, v))
 
 	c.Links = append(c.Links,
 		datapath.Link{NS: ns, Name: BridgeName, Owner: owner, Kind: datapath.Bridge, MAC: GatewayMAC, MTU: mtu},

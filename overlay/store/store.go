@@ -277,6 +277,9 @@ type Addresses struct {
 	// Underlay is what this host itself calls DataPath, where that is translated on the way (1:1
 	// NAT).
 	Underlay netip.Addr `json:"underlay,omitzero"`
+	// The links that have Advertise, and Local, or had them last.
+	Link     string `json:"link,omitempty"`
+	DataLink string `json:"dataLink,omitempty"`
 }
 
 // Local is this host's own address for the data path.

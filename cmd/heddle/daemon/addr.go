@@ -17,6 +17,15 @@ type candidate struct {
 	Addr netip.Addr
 }
 
+// candidates are the host's addresses that others might reach it by.
+func (d *Daemon) candidates() (all []candidate, err error) {
+	host, err := d.kernel.GlobalAddrs()
+	for _, h := range host {
+		all = append(all, candidate{h.Link, h.Addr})
+	}
+	return all, seen(err)
+}
+
 // choose finds the address that a flag means: an address of this host, or an interface with
 // one address of a family. With an empty value it is the only candidate there is; several
 // are an error with a ready command for each. command is the verb and its other arguments.
@@ -70,4 +79,20 @@ func list(all []candidate) string {
 		return "none"
 	}
 	return strings.Join(s, ", ")
+}
+
+func family(all []candidate, six bool) (out []candidate) {
+	for _, c := range all {
+		if c.Addr.Is6() == six {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func familyName(six bool) string {
+	if six {
+		return "IPv6"
+	}
+	return "IPv4"
 }

@@ -84,6 +84,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	var under errgroup.Group
 	under.Go(func() error { return d.loop.Run(kernelCtx) })
 	under.Go(func() error { d.watchFirewall(kernelCtx); return nil })
+	under.Go(func() error { d.watchHost(kernelCtx); return nil })
 	defer func() { stopKernel(); _ = under.Wait() }()
 
 	id, err := pki.LoadIdentity(d.identityFile())
@@ -161,6 +162,9 @@ func (d *Daemon) joined() (*member, error) {
 func (d *Daemon) enter(id pki.Identity) error {
 	at, err := d.store.LoadAddresses()
 	if err != nil {
+		return err
+	}
+	if at, err = d.follow(at); err != nil {
 		return err
 	}
 	m, err := openMember(d, id, at, nil)

@@ -27,15 +27,11 @@ import (
 )
 
 // resolve finds the addresses that a request means. found is the advertise address where it
-// is known by other means.
-func (d *Daemon) resolve(command string, found netip.Addr, advertise, listen, dataPath string) (a store.Addresses, err error) {
-	host, err := d.kernel.GlobalAddrs()
+// is known by other means; a data path of the other family than six says is refused.
+func (d *Daemon) resolve(command string, found netip.Addr, advertise, listen, dataPath string, six *bool) (a store.Addresses, err error) {
+	all, err := d.candidates()
 	if err != nil {
-		return a, seen(err)
-	}
-	var all []candidate
-	for _, h := range host {
-		all = append(all, candidate{h.Link, h.Addr})
+		return a, err
 	}
 	a.Advertise = found
 	translated, err := netip.ParseAddr(advertise)
@@ -55,12 +51,18 @@ func (d *Daemon) resolve(command string, found netip.Addr, advertise, listen, da
 		}
 	}
 	a.DataPath = a.Advertise
-	if dataPath != "" {
-		if a.DataPath, err = choose(command, "--data-path-addr", dataPath, all); err != nil {
+	if dataPath != "" || six != nil && a.DataPath.Is6() != *six {
+		fit := all
+		if six != nil {
+			if fit = family(all, *six); len(fit) == 0 {
+				return a, overlay.Errorf(overlay.Invalid, "the data path of this cluster is %s, and this host has no global %[1]s address; give it one", familyName(*six))
+			}
+		}
+		if a.DataPath, err = choose(command, "--data-path-addr", dataPath, fit); err != nil {
 			return a, err
 		}
 	}
-	return a, nil
+	return follow(a, all), nil
 }
 
 // free makes sure that nobody holds this node's ports, before anything is changed.
@@ -148,10 +150,11 @@ func (d *Daemon) Init(ctx context.Context, r overlay.InitRequest) (reply overlay
 	if err != nil {
 		return reply, err
 	}
-	at, err := d.resolve("init", netip.Addr{}, r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr)
+	at, err := d.resolve("init", netip.Addr{}, r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr, nil)
 	if err != nil {
 		return reply, err
 	}
+	params.DataPath6 = at.DataPath.Is6()
 	if err := d.free(at); err != nil {
 		return reply, err
 	}
@@ -269,7 +272,7 @@ func (d *Daemon) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay
 }
 
 func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinRequest, t api.Terms) (reply overlay.MemberReply, err error) {
-	at, err := d.resolve("join", c.Local(), r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr)
+	at, err := d.resolve("join", c.Local(), r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr, &t.DataPath6)
 	if err != nil {
 		return reply, err
 	}
@@ -314,6 +317,7 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 	if !m.ready(ctx) {
 		reply.Warnings = append(reply.Warnings, fmt.Sprintf("this node → others, %d/tcp and %d/udp: nobody answers yet; open these ports on the other nodes, and look at `heddle status`", d.cfg.GossipPort, d.cfg.GossipPort))
 	}
+	reply.Warnings = append(reply.Warnings, m.gossip.Load().Conflicts()...)
 	return reply, nil
 }
 

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"log/slog"
@@ -45,6 +46,7 @@ type member struct {
 	ctx     context.Context // of all that the member runs; set before any of it starts
 	group   errgroup.Group
 	once    sync.Once
+	said    said // of this node, last
 }
 
 // trusted is the trust of the facts that it was made from.
@@ -65,6 +67,7 @@ func openMember(d *Daemon, id pki.Identity, at store.Addresses, managers []api.M
 		return nil, err
 	}
 	m.client = api.NewClient(id.Node, m.cred, managers)
+	m.client.Where = m.where
 	m.role = newRole(m)
 	return m, nil
 }
@@ -100,50 +103,42 @@ func (m *member) build(first *overlay.Facts) error {
 	return err
 }
 
+// inOrder puts first what nodes say whose rows agree: of an address that two claim, it is theirs.
+func (m *member) inOrder(said map[overlay.NodeID]overlay.SignedNode) []overlay.SignedNode {
+	rows := m.facts().Nodes
+	late := func(id overlay.NodeID) int {
+		var r overlay.NodeRecord
+		if said[id].Record.Decode(overlay.DomainNodeRecord, &r) == nil && rows[id].Gossip.Addr() == r.DataPath() {
+			return 0
+		}
+		return 1
+	}
+	ids := slices.SortedFunc(maps.Keys(said), func(a, b overlay.NodeID) int {
+		return cmp.Or(late(a)-late(b), cmp.Compare(rows[a].Number, rows[b].Number))
+	})
+	out := make([]overlay.SignedNode, len(ids))
+	for i, id := range ids {
+		out[i] = said[id]
+	}
+	return out
+}
+
 // introduce gives gossip what this node says of itself and what it knew of others.
 func (m *member) introduce(g *gossip.Node) error {
 	others, err := m.d.store.LoadNodes()
 	if err != nil {
 		return err
 	}
-	for _, s := range others {
-		g.AddNodes([]overlay.SignedNode{s})
+	g.AddNodes(m.inOrder(others))
+	r, row, err := m.describe()
+	if err != nil {
+		return err
 	}
-	self, err := m.record()
+	self, err := m.state(r, row)
 	if err != nil {
 		return err
 	}
 	return g.SetSelf(self)
-}
-
-// record states where this node is and what it can do.
-func (m *member) record() (overlay.SignedNode, error) {
-	f, id := m.facts(), m.cred.Identity()
-	row, ok := f.Nodes[id.Node]
-	if !ok {
-		return overlay.SignedNode{}, overlay.Errorf(overlay.Denied, "this node was removed from the cluster; run `heddle leave --force`, then join again")
-	}
-	number, err := m.d.store.NextNumber()
-	if err != nil {
-		return overlay.SignedNode{}, err
-	}
-	_, mtu, err := m.d.kernel.LinkMTU(m.at.Local())
-	if err != nil {
-		m.log.Warn("the data-path address is on no interface of this host; overlays reach nobody until it is back", "addr", m.at.Local(), "err", err)
-		mtu = 1500
-	}
-	r := overlay.NodeRecord{
-		V: 1, Place: f.Place, Node: id.Node, Number: number, Name: row.Name, MTU: mtu, Hello: m.d.hello(),
-		Control: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.ControlPort),
-		Gossip:  netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
-	}
-	if m.at.DataPath.Is4() {
-		r.DataPath4 = m.at.DataPath
-	} else {
-		r.DataPath6 = m.at.DataPath
-	}
-	s, err := overlay.Sign(overlay.DomainNodeRecord, id.Key, r)
-	return overlay.SignedNode{Identity: row.Identity, Record: s}, err
 }
 
 // run starts what the member runs. An error of a part that the node can't do without ends
@@ -162,6 +157,7 @@ func (m *member) runRest() {
 	m.must("news", m.follow)
 	m.must("contact", m.contact)
 	m.must("certificate", m.renew)
+	m.must("address", m.register)
 	m.role.follow()
 }
 

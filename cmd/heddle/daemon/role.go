@@ -152,6 +152,14 @@ func (o observer) Peer(id overlay.NodeID) (status, version string) {
 	return "unknown", version
 }
 
+// Record is what a node says of itself.
+func (o observer) Record(id overlay.NodeID) (r overlay.NodeRecord, ok bool) {
+	if g := o.m.gossip.Load(); g != nil {
+		return g.Record(id)
+	}
+	return r, false
+}
+
 // Claims are a network's endpoint records.
 func (o observer) Claims(id overlay.NetworkID) []overlay.Claim {
 	if g := o.m.gossip.Load(); g != nil {

@@ -85,6 +85,7 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 			out = append(out, fmt.Sprintf("node %s (%s) does not answer; start it, or remove it for good with `heddle node rm %s`", p.Name, p.Addr, p.Name))
 		}
 	}
+	out = append(out, m.gossip.Load().Conflicts()...)
 	if s.Networks > 0 {
 		out = append(out, kernelState{d.kernel, d.loop}.Obstacles(m.facts().Params.DataPathPort, true)...)
 	}
