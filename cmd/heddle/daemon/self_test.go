@@ -30,12 +30,18 @@ func TestFollow(t *testing.T) {
 		{"another link, with the only address", one("192.0.2.1", "192.0.2.1"), []candidate{{"bond0", ip("192.0.2.1")}}, store.Addresses{
 			Advertise: ip("192.0.2.1"), DataPath: ip("192.0.2.1"), Listen: netip.IPv6Unspecified(), Link: "bond0", DataLink: "bond0",
 		}},
-		{"the ports bound to it go with it", store.Addresses{Advertise: ip("192.0.2.1"), DataPath: ip("192.0.2.1"), Listen: ip("192.0.2.1"), Link: "eth0", DataLink: "eth0"},
+		{
+			"the ports bound to it go with it",
+			store.Addresses{Advertise: ip("192.0.2.1"), DataPath: ip("192.0.2.1"), Listen: ip("192.0.2.1"), Link: "eth0", DataLink: "eth0"},
 			[]candidate{{"eth0", ip("192.0.2.9")}},
-			store.Addresses{Advertise: ip("192.0.2.9"), DataPath: ip("192.0.2.9"), Listen: ip("192.0.2.9"), Link: "eth0", DataLink: "eth0"}},
-		{"behind 1:1 NAT the others' address stays", store.Addresses{Advertise: ip("203.0.113.1"), DataPath: ip("203.0.113.1"), Underlay: ip("192.0.2.1"), DataLink: "eth0"},
+			store.Addresses{Advertise: ip("192.0.2.9"), DataPath: ip("192.0.2.9"), Listen: ip("192.0.2.9"), Link: "eth0", DataLink: "eth0"},
+		},
+		{
+			"behind 1:1 NAT the others' address stays",
+			store.Addresses{Advertise: ip("203.0.113.1"), DataPath: ip("203.0.113.1"), Underlay: ip("192.0.2.1"), DataLink: "eth0"},
 			[]candidate{{"eth0", ip("192.0.2.9")}},
-			store.Addresses{Advertise: ip("203.0.113.1"), DataPath: ip("203.0.113.1"), Underlay: ip("192.0.2.9"), DataLink: "eth0"}},
+			store.Addresses{Advertise: ip("203.0.113.1"), DataPath: ip("203.0.113.1"), Underlay: ip("192.0.2.9"), DataLink: "eth0"},
+		},
 	} {
 		if got := follow(tc.at, tc.host); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
