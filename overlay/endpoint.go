@@ -44,9 +44,15 @@ type AttachRequest struct {
 	Service string            `json:"service,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	IfName  string            `json:"ifname,omitempty"`  // "" is the first free eth0, eth1, …
-	Netns   string            `json:"netns,omitempty"`   // path of a namespace; "" with PID 0 makes /run/netns/NAME
+	Netns   string            `json:"netns,omitempty"`   // path of a namespace; without any target, where the workload is already, else /run/netns/NAME is made
 	PID     int               `json:"pid,omitempty"`     // the namespace of a process
 	Session int               `json:"session,omitempty"` // a process whose end detaches the workload; 0 is none
+	Host    bool              `json:"host,omitempty"`    // the host itself is the workload
+	Connect bool              `json:"connect,omitempty"` // where the workload is already, which must be somewhere
+
+	// GwPriority chooses among the networks of a workload: the default route goes through the one
+	// with the highest, of several with the same through the one whose name is first.
+	GwPriority int `json:"gwPriority,omitempty"`
 }
 
 // AttachReply answers an attach that stands: the interface is up and its addresses usable.
@@ -79,6 +85,8 @@ func (r AttachRequest) Validate() error {
 		return Errorf(Invalid, "%d aliases are too many; use at most 32", len(r.Aliases))
 	case r.Netns != "" && r.PID != 0:
 		return Errorf(Invalid, "--netns and --pid both name a namespace; use one of them")
+	case r.Host && (r.Netns != "" || r.PID != 0), r.Connect && (r.Host || r.Netns != "" || r.PID != 0):
+		return Errorf(Invalid, "--host, --netns and --pid each say where the workload is; use one of them")
 	case r.PID < 0:
 		return Errorf(Invalid, "--pid %d is no process", r.PID)
 	case r.IP.IsValid() && !r.IP.Is4():

@@ -18,11 +18,13 @@ func (c *cli) attachCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "attach NAME --network NETWORK", Short: "Give a workload a place in a network", Args: oneArg("NAME"),
 		Long: "Give the workload NAME a place in a network: an interface with addresses in its network\n" +
-			"namespace. Without --netns or --pid heddle makes the namespace /run/netns/NAME and removes\n" +
-			"it at detach. When attach has returned, the other nodes of the network know the workload.",
+			"namespace. A workload that is attached already gets a further interface where it is; else,\n" +
+			"without --netns, --pid or --host, heddle makes the namespace /run/netns/NAME and removes it\n" +
+			"at detach. When attach has returned, the other nodes of the network know the workload.",
 		Example: "  heddle attach web --network blue\n  heddle attach db --network blue --pid 4711 --ip 10.64.0.7",
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVar(&f.r.Host, "host", false, "the host itself is the workload: it gets the interface")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the endpoint's ID alone")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r, err := f.request(cmd, args[0])
@@ -52,6 +54,14 @@ type attachFlags struct {
 func (f *attachFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.r.Network, "network", "", "`network` to attach to, by name or ID (required)")
+	f.addPlace(cmd)
+	parsed(fs, &f.r.Netns, "netns", "path|name", "namespace of the workload; a name is of one in /run/netns", parseNetns)
+	fs.IntVar(&f.r.PID, "pid", 0, "process `id` whose namespace is the workload's")
+}
+
+// addPlace adds the flags that say what a workload's place in a network is like.
+func (f *attachFlags) addPlace(cmd *cobra.Command) {
+	fs := cmd.Flags()
 	parsed(fs, &f.r.IP, "ip", "ip", "IPv4 address; default a free one", overlay.ParseAddr)
 	parsed(fs, &f.r.IP6, "ip6", "ip", "IPv6 address; default a free one", overlay.ParseAddr)
 	parsed(fs, &f.r.MAC, "mac", "mac", "MAC address; default a random one", parseMAC)
@@ -59,8 +69,7 @@ func (f *attachFlags) add(cmd *cobra.Command) {
 	parsed(fs, &f.r.Service, "service", "name", "service that the workload belongs to", parseName("service"))
 	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
 	parsed(fs, &f.r.IfName, "ifname", "name", "name of the interface; default the first free of eth0, eth1, …", nonEmpty)
-	parsed(fs, &f.r.Netns, "netns", "path|name", "namespace of the workload; a name is of one in /run/netns", parseNetns)
-	fs.IntVar(&f.r.PID, "pid", 0, "process `id` whose namespace is the workload's")
+	fs.IntVar(&f.r.GwPriority, "gw-priority", 0, "of several networks the default route goes through the one with the highest `number`, then through the first by name")
 }
 
 // request is what the flags ask for.
@@ -106,6 +115,9 @@ func endpointLine(e overlay.Endpoint) string {
 		if p.IsValid() {
 			s += "  " + p.String()
 		}
+	}
+	if e.Namespace == "" {
+		return s + "  " + e.Interface + " on this host"
 	}
 	return s + "  " + e.Interface + " in " + e.Namespace
 }

@@ -83,7 +83,7 @@ func TestCommands(t *testing.T) {
 	}
 	walk((&cli{env: func(string) string { return "" }}).root())
 	want := strings.Split("attach,daemon,detach,endpoint inspect,endpoint ls,init,join,leave,"+
-		"network create,network inspect,network ls,network prune,network rm,network update,"+
+		"network connect,network create,network disconnect,network inspect,network ls,network prune,network rm,network update,"+
 		"node demote,node inspect,node ls,node promote,node rm,node update,"+
 		"run,status,token create,token ls,token revoke,token rotate,update,version", ",")
 	if !slices.Equal(got, want) {

@@ -147,6 +147,8 @@ func (d *fakeDaemon) Attach(_ context.Context, r overlay.AttachRequest) (overlay
 	e := sampleEndpoints()[0]
 	e.Name, e.Namespace, e.Interface = r.Name, "/run/netns/"+r.Name, "eth0"
 	switch {
+	case r.Host:
+		e.Namespace, e.Interface = "", "heddle0"
 	case r.Netns != "":
 		e.Namespace = r.Netns
 	case r.PID != 0:

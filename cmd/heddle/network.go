@@ -46,7 +46,7 @@ func (c *cli) networkCmd() *cobra.Command {
 		return one(cl.Network(ctx, ref))
 	})
 	staleable(lsCmd, inspect)
-	return c.group("network", "Manage networks", c.networkCreate(), lsCmd, inspect, c.networkUpdate(), c.networkRm(), c.networkPrune())
+	return c.group("network", "Manage networks", c.networkCreate(), lsCmd, inspect, c.networkUpdate(), c.networkConnect(), c.networkDisconnect(), c.networkRm(), c.networkPrune())
 }
 
 func subnets(r overlay.NetworkRow) (s []string) {

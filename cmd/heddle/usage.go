@@ -110,6 +110,15 @@ func someArgs(what string) cobra.PositionalArgs {
 	}
 }
 
+func twoArgs(first, second string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 2 {
+			return usagef(cmd, "%s needs a %s and a %s", verb(cmd), first, second)
+		}
+		return someArgs(first)(cmd, args)
+	}
+}
+
 // verb is the command's name without the program's.
 func verb(cmd *cobra.Command) string {
 	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")

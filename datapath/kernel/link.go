@@ -227,7 +227,7 @@ func (k *Kernel) addLink(l datapath.Link) error {
 	}
 	if far != nil {
 		delete(far.index, l.Peer.Name)
-		if err := k.prepareFarEnd(l.Peer, far); err != nil {
+		if err := k.prepareFarEnd(l, far); err != nil {
 			return err
 		}
 	}
@@ -328,7 +328,7 @@ func (k *Kernel) setLink(l datapath.Link) error {
 		if err := far.change(l.Peer.Name, l.Peer.MAC, l.Peer.MTU, nil); err != nil {
 			return err
 		}
-		if err := k.prepareFarEnd(l.Peer, far); err != nil {
+		if err := k.prepareFarEnd(l, far); err != nil {
 			return err
 		}
 	}
@@ -400,13 +400,14 @@ func hasIPv6() bool {
 
 // prepareFarEnd marks a workload's interface and turns IPv6 on and router advertisements
 // off for it.
-func (k *Kernel) prepareFarEnd(p datapath.Peer, far *handle) error {
+func (k *Kernel) prepareFarEnd(l datapath.Link, far *handle) error {
+	p := l.Peer
 	m := request(unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, p.Name).str(unix.IFLA_IFALIAS, mark+string(p.Owner))
 	if err := far.do(m); err != nil {
 		return err
 	}
 	list := farEndSysctls(p.Name)
-	if p.NS.Path == "" { // the host's end of an uplink: what comes from it is forwarded
+	if p.NS.Path == "" && l.Master == "" { // the host's end of an uplink: what comes from it is forwarded
 		list = append(list, sysctl{filepath.Join("net/ipv4/conf", p.Name, "forwarding"), "1"})
 	}
 	return netns.Do(far.file, func() error { return writeSysctls(list) })

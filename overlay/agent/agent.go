@@ -71,6 +71,8 @@ type Datapath interface {
 	Inode(path string) (uint64, error)
 	// LinkNames lists the interfaces in a namespace.
 	LinkNames(ns datapath.NS) ([]string, error)
+	// Routes are the destinations that the host routes, heddle's own left out.
+	Routes() ([]netip.Prefix, error)
 	// Err is why an owner's objects are not as wanted, or nil.
 	Err(datapath.Owner) error
 	// Obstacles are what other programs' firewalls on this host drop: frames of other nodes to
@@ -92,6 +94,7 @@ type Config struct {
 	Self      overlay.NodeID
 	Name      string
 	Key       ed25519.PrivateKey
+	Boot      string     // names this run of the kernel: namespaces of another are gone
 	Underlay  netip.Addr // this host's own address for the data path, where others call it otherwise; else zero
 	Facts     Facts
 	Control   Control
@@ -132,7 +135,11 @@ func New(c Config) (*Agent, error) {
 		sessions: map[session]bool{},
 	}
 	for _, row := range saved.Endpoints {
-		a.endpoints[row.ID] = &endpoint{Row: row, state: overlay.EndpointReady}
+		e := &endpoint{Row: row, state: overlay.EndpointReady}
+		if row.Lost != 0 {
+			e.state = overlay.EndpointLost
+		}
+		a.endpoints[row.ID] = e
 	}
 	for id, c := range saved.Counters {
 		a.network(id).Counter = c
@@ -160,7 +167,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	a.background(func() { a.confirm(ctx) })
 	a.background(func() { a.tidy(ctx) })
+	a.background(func() { a.miss(ctx) })
 	a.restate(ctx)
+	a.awake(ctx)
 	again := time.NewTicker(syncTimeout)
 	defer again.Stop()
 	a.learn(ctx)
@@ -259,6 +268,9 @@ func (a *Agent) view() plan.View {
 		return v
 	}
 	for _, e := range a.endpoints {
+		if e.state == overlay.EndpointLost {
+			continue
+		}
 		v.Local = append(v.Local, e.plan())
 		a.include(&v, a.network(e.Network))
 	}

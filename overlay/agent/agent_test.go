@@ -58,12 +58,18 @@ type world struct {
 	drawn     byte // of what is random
 	obstacles []string
 	stated    overlay.Version
+	inodes    map[string]uint64 // of namespaces; default 7
+	routes    []netip.Prefix
+	boot      string
 }
+
+// gone is the inode of a namespace that is not there.
+const gone = ^uint64(0)
 
 func newWorld() *world {
 	return &world{
 		factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
-		broken: map[datapath.Owner]error{}, saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
+		broken: map[datapath.Owner]error{}, inodes: map[string]uint64{}, boot: "b1", saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
 		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
 			other: {ID: other, Name: "bee"},
 		}},
@@ -191,11 +197,17 @@ func (w *world) Wait(_ context.Context, _ uint64, owners ...datapath.Owner) erro
 }
 
 func (w *world) Inode(path string) (uint64, error) {
-	if path == "/missing" {
-		return 0, overlay.Errorf(overlay.NotFound, "namespace /missing does not exist")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch inode := w.inodes[path]; {
+	case path == "/missing" || inode == gone:
+		return 0, overlay.Errorf(overlay.NotFound, "namespace %s does not exist", path)
+	case inode != 0:
+		return inode, nil
 	}
 	return 7, nil
 }
+func (w *world) Routes() ([]netip.Prefix, error)         { return w.routes, nil }
 func (w *world) LinkNames(datapath.NS) ([]string, error) { return w.links, nil }
 func (w *world) Err(datapath.Owner) error                { return nil }
 func (w *world) Obstacles(uint16, bool) []string         { return w.obstacles }
@@ -208,6 +220,7 @@ func (w *world) Save(c Change) error {
 		return w.saveErr
 	}
 	if c.Put != nil {
+		w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Put.ID })
 		w.saved.Endpoints = append(w.saved.Endpoints, *c.Put)
 	}
 	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Delete })
@@ -238,7 +251,7 @@ func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
 func start(t *testing.T, w *world) (a *Agent, stop func()) {
 	t.Helper()
 	a, err := New(Config{
-		Self: self, Name: "ay", Key: nodeKey, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
+		Self: self, Name: "ay", Key: nodeKey, Boot: w.boot, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
 		Random: func(b []byte) { w.drawn++; b[0], b[len(b)-1] = w.drawn, w.drawn }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 type endpoint struct {
 	Row
 	state overlay.EndpointState
+	kept  chan struct{} // closed when the disk has it as lost; nil where it was never lost in this run
 }
 
 func (e *endpoint) plan() plan.Endpoint {
-	return plan.Endpoint{ID: e.ID, Network: e.Network, MAC: e.MAC, IPs: e.IPs, Namespace: e.Namespace, Make: e.Make, IfName: e.IfName}
+	return plan.Endpoint{ID: e.ID, Network: e.Network, MAC: e.MAC, IPs: e.IPs, Namespace: e.Namespace, Make: e.Make, IfName: e.IfName, Host: e.Host, Priority: e.Priority}
 }
 
 func (e *endpoint) record() overlay.Record {
@@ -29,39 +30,6 @@ func (e *endpoint) record() overlay.Record {
 		Endpoint: e.ID, Workload: e.Workload, MAC: e.MAC, IPs: e.IPs,
 		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels,
 	}
-}
-
-// target is the namespace that a request names.
-type target struct {
-	ns    datapath.NS
-	make  string
-	links []string // interfaces in it
-	start uint64   // of the session's process
-}
-
-// resolve finds the request's namespace and looks at it, outside the loop.
-func (a *Agent) resolve(r overlay.AttachRequest) (t target, err error) {
-	switch {
-	case r.PID != 0:
-		t.ns.Path = fmt.Sprintf("/proc/%d/ns/net", r.PID)
-	case r.Netns != "":
-		t.ns.Path = r.Netns
-	default:
-		t.make = r.Name
-		t.ns.Path = datapath.Namespace{Name: r.Name}.NS().Path
-	}
-	if t.make == "" {
-		if t.ns.Inode, err = a.Datapath.Inode(t.ns.Path); err != nil {
-			return t, err
-		}
-		if t.links, err = a.Datapath.LinkNames(t.ns); err != nil {
-			return t, err
-		}
-	}
-	if r.Session != 0 {
-		t.start, err = a.Processes.Started(r.Session)
-	}
-	return t, err
 }
 
 // attached is an attach under way: the endpoint, and what must be made durable and told.
@@ -76,6 +44,7 @@ type attached struct {
 	gen    uint64
 	synced <-chan struct{} // nil when this node holds the others' records
 	there  bool            // it stood before
+	found  *endpoint       // it was this one, which was lost; or nil
 	first  bool            // of its network on this node
 }
 
@@ -86,7 +55,7 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 	if err := r.Validate(); err != nil {
 		return overlay.AttachReply{}, err
 	}
-	t, err := a.resolve(r)
+	t, err := a.resolve(ctx, r)
 	if err != nil {
 		return overlay.AttachReply{}, err
 	}
@@ -161,18 +130,32 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 		return attached{}, overlay.Errorf(overlay.NotFound, "network %s was removed meanwhile", r.Network)
 	}
 	old, err := a.standing(n, r, t)
-	if err != nil || old != nil {
+	if err != nil || old != nil && old.state != overlay.EndpointLost {
 		return attached{e: old, there: old != nil, gen: a.replan()}, err
 	}
+	if r.Host {
+		if err := a.hides(n); err != nil {
+			return attached{}, err
+		}
+	}
 	e := &endpoint{state: overlay.EndpointPending, Row: Row{
-		V: 1, Network: id, Workload: r.Name, MAC: r.MAC,
-		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: r.Session, Started: t.start,
+		V: 1, Network: id, Workload: r.Name, MAC: r.MAC, Host: t.host, Priority: r.GwPriority, Boot: a.Boot,
+		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: t.session, Started: t.start,
 	}}
-	e.ID = overlay.NewID[overlay.EndpointID](random[[16]byte](a))
+	var kept Row
+	if old != nil { // it is found again
+		kept = old.Row
+	}
+	if e.ID = kept.ID; old == nil {
+		e.ID = overlay.NewID[overlay.EndpointID](random[[16]byte](a))
+	}
+	if e.MAC.IsZero() {
+		e.MAC = kept.MAC
+	}
 	if e.MAC.IsZero() {
 		e.MAC = overlay.MACFrom(random[[6]byte](a))
 	}
-	if e.IPs, err = a.addresses(n, r); err != nil {
+	if e.IPs, err = a.addresses(n, r, kept.IPs); err != nil {
 		return attached{}, err
 	}
 	if e.IfName, err = a.ifName(r, t); err != nil {
@@ -182,7 +165,7 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if err != nil {
 		return attached{}, err
 	}
-	at := attached{e: e, n: n, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
+	at := attached{e: e, n: n, found: old, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
 	a.endpoints[e.ID] = e
 	if n.saved != n.revision {
 		// The facts reach the disk some time later. What this endpoint needs of them must be
@@ -205,9 +188,9 @@ func (a *Agent) standing(n *network, r overlay.AttachRequest, t target) (*endpoi
 		if e.Network != n.def.ID || e.Workload != r.Name {
 			continue
 		}
-		same := e.Namespace == t.ns && e.Make == t.make && e.PID == r.Session && (r.IfName == "" || r.IfName == e.IfName) &&
+		same := e.Namespace == t.ns && e.Make == t.make && e.PID == t.session && (r.IfName == "" || r.IfName == e.IfName) &&
 			(!r.IP.IsValid() || slices.Contains(e.IPs, r.IP)) && (!r.IP6.IsValid() || slices.Contains(e.IPs, r.IP6))
-		if !same {
+		if !same && e.state != overlay.EndpointLost {
 			return nil, overlay.Errorf(overlay.Exists, "%s is attached to network %s already (%s in %s); detach it first, or take another name",
 				r.Name, n.def.Name, e.IfName, e.Namespace.Path)
 		}
@@ -216,12 +199,18 @@ func (a *Agent) standing(n *network, r overlay.AttachRequest, t target) (*endpoi
 	return nil, nil
 }
 
-func (a *Agent) addresses(n *network, r overlay.AttachRequest) ([]netip.Addr, error) {
+// addresses picks one of each family: the one asked for, the one kept for the workload, or the
+// next. In the loop.
+func (a *Agent) addresses(n *network, r overlay.AttachRequest, kept []netip.Addr) ([]netip.Addr, error) {
 	var ips []netip.Addr
 	for _, v4 := range []bool{true, false} {
 		asked, flag := r.IP, "--ip"
 		if !v4 {
 			asked, flag = r.IP6, "--ip6"
+		}
+		if i := slices.IndexFunc(kept, func(ip netip.Addr) bool { return ip.Is4() == v4 }); i >= 0 && !asked.IsValid() {
+			ips = append(ips, kept[i])
+			continue
 		}
 		ip, found, err := netip.Addr{}, false, error(nil)
 		for _, s := range n.def.Subnets { // the first that has one
@@ -229,7 +218,7 @@ func (a *Agent) addresses(n *network, r overlay.AttachRequest) ([]netip.Addr, er
 				continue
 			}
 			found = true
-			if ip, err = a.take(n, s, asked); err == nil {
+			if ip, err = a.take(n, s, asked, r.Name); err == nil {
 				break
 			}
 		}
@@ -245,14 +234,15 @@ func (a *Agent) addresses(n *network, r overlay.AttachRequest) ([]netip.Addr, er
 	return ips, nil
 }
 
-// ifName is the name asked for, or the first ethN that is free in the namespace.
+// ifName is the name asked for, or the first ethN, on the host heddleN, that is free in the
+// namespace.
 func (a *Agent) ifName(r overlay.AttachRequest, t target) (string, error) {
 	taken := map[string]bool{}
 	for _, name := range t.links {
 		taken[name] = true
 	}
 	for _, e := range a.endpoints {
-		if e.Namespace == t.ns {
+		if e.Namespace == t.ns && e.state != overlay.EndpointLost {
 			taken[e.IfName] = true
 		}
 	}
@@ -262,8 +252,12 @@ func (a *Agent) ifName(r overlay.AttachRequest, t target) (string, error) {
 		}
 		return r.IfName, nil
 	}
+	base := "eth"
+	if t.host {
+		base = "heddle"
+	}
 	for i := 0; ; i++ {
-		if name := fmt.Sprintf("eth%d", i); !taken[name] {
+		if name := fmt.Sprintf("%s%d", base, i); !taken[name] {
 			return name, nil
 		}
 	}
@@ -283,6 +277,9 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	var told []overlay.NodeID
 	saved := make(chan error, 1)
 	go func() { // ends before realise does
+		if at.found != nil && at.found.kept != nil {
+			<-at.found.kept
+		}
 		err := a.Store.Save(Change{
 			Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
 			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record},
@@ -335,6 +332,10 @@ func (a *Agent) withdraw(at attached) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = a.do(ctx, func(context.Context) { at.n.saved = 0 }) // the disk may lack it
+	if at.found != nil {
+		_ = a.do(ctx, func(life context.Context) { a.lose(life, at.e) })
+		return
+	}
 	if err := a.remove(ctx, at.e); err != nil {
 		a.Log.Error("take back a failed attach", "endpoint", at.e.ID, "err", err)
 	}

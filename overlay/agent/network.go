@@ -195,10 +195,10 @@ func (a *Agent) more(ctx context.Context, id overlay.NetworkID, want int, addrs 
 
 // take picks an address of the subnet from this node's lease: the one asked for, or the one
 // that was given back longest ago. In the loop.
-func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr) (netip.Addr, error) {
+func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr, workload string) (netip.Addr, error) {
 	used := a.used(n.def.ID)
 	if asked.IsValid() {
-		if by := used[asked]; by != "" {
+		if by := used[asked]; by != "" && by != workload {
 			return asked, overlay.Errorf(overlay.Exists, "address %s of network %s is in use by %s on this node; take another or detach that", asked, n.def.Name, by)
 		}
 		if _, ok := n.usable().Granted(asked); !ok {
@@ -213,6 +213,10 @@ func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr) (netip.Addr
 				best, found = ip, true
 			}
 		}
+	}
+	if !found && len(a.lost(n.def.ID)) > 0 { // what is kept for a name goes to who needs it now
+		a.shed(n, 1, nil)
+		return a.take(n, s, asked, workload)
 	}
 	if !found {
 		return netip.Addr{}, errLeaseFull

@@ -46,6 +46,9 @@ func (a *Agent) idle(n *network, v4 bool) (idle []overlay.Grant, used int) {
 func (a *Agent) Release(ctx context.Context, r overlay.ReleaseRequest) (reply overlay.ReleaseReply, err error) {
 	reply.InUse = map[netip.Addr]string{}
 	reply.Release, err = a.giveUp(ctx, r.Network, func(n *network) (runs []overlay.Grant) {
+		if idle, _ := a.idle(n, n.def.Subnets[0].Prefix.Addr().Is4()); len(idle) < r.Want || len(r.Addrs) > 0 {
+			a.shed(n, r.Want-len(idle), r.Addrs)
+		}
 		for _, v4 := range []bool{true, false} {
 			idle, _ := a.idle(n, v4)
 			if len(r.Addrs) == 0 {
@@ -129,6 +132,7 @@ func (a *Agent) tidy(ctx context.Context) {
 			a.replan() // networks that linger no more
 			for id, n := range a.networks {
 				if n.def.ID != "" {
+					a.expire(n)
 					ids = append(ids, id)
 				}
 			}

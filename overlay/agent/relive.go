@@ -22,7 +22,7 @@ func (a *Agent) relive(ctx context.Context) {
 		n.own = map[overlay.EndpointID]overlay.Signed{}
 		records := []overlay.Record{{Endpoint: overlay.NewID[overlay.EndpointID](random[[16]byte](a)), Deleted: true}} // says that there is a new life, even with nothing in it
 		for _, e := range a.endpoints {
-			if e.Network == id {
+			if e.Network == id && e.state != overlay.EndpointLost {
 				records = append(records, e.record())
 			}
 		}

@@ -65,4 +65,8 @@ type Row struct {
 	Labels    map[string]string  `json:"labels,omitempty"`
 	PID       int                `json:"pid,omitempty"` // the process whose end detaches it
 	Started   uint64             `json:"started,omitempty"`
+	Host      bool               `json:"host,omitempty"`       // Namespace is the host's own
+	Priority  int                `json:"gwPriority,omitempty"` // of the default route through it
+	Boot      string             `json:"boot,omitempty"`       // in which Namespace was given
+	Lost      int64              `json:"lost,omitempty"`       // when Namespace was missed, in Unix seconds; 0: it is there
 }

@@ -35,6 +35,8 @@ type Endpoint struct {
 	Namespace datapath.NS
 	Make      string // the name under /run/netns of a namespace that heddle makes for it; "" where it was given one
 	IfName    string
+	Host      bool // Namespace is the host's own: it keeps its default route
+	Priority  int  // of the default route through this endpoint's network; the highest counts
 }
 
 // NamespaceOwner owns a namespace that heddle makes for a workload: it serves all the

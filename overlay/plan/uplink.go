@@ -58,7 +58,7 @@ func uplink(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, v Vi
 
 // leave wants an endpoint's default routes, through the gateway of its network.
 func leave(c *datapath.Config, n overlay.Network, e Endpoint, rank int) {
-	if n.Internal {
+	if n.Internal || e.Host {
 		return
 	}
 	for _, ip := range e.IPs {
@@ -77,8 +77,8 @@ func anywhere(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-// ranks orders the endpoints of each namespace by the names of their networks: the first has
-// the default route that counts.
+// ranks orders the endpoints of each namespace by priority, then by the names of their networks:
+// the first has the default route that counts.
 func ranks(v View) map[overlay.EndpointID]int {
 	byNS := map[datapath.NS][]Endpoint{}
 	for _, e := range v.Local {
@@ -87,7 +87,7 @@ func ranks(v View) map[overlay.EndpointID]int {
 	out := map[overlay.EndpointID]int{}
 	for _, eps := range byNS {
 		slices.SortFunc(eps, func(a, b Endpoint) int {
-			return cmp.Or(strings.Compare(v.Networks[a.Network].Name, v.Networks[b.Network].Name), strings.Compare(string(a.ID), string(b.ID)))
+			return cmp.Or(cmp.Compare(b.Priority, a.Priority), strings.Compare(v.Networks[a.Network].Name, v.Networks[b.Network].Name), strings.Compare(string(a.ID), string(b.ID)))
 		})
 		for i, e := range eps {
 			out[e.ID] = i

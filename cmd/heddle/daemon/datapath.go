@@ -4,7 +4,7 @@ package daemon
 
 import (
 	"context"
-	"net"
+	"net/netip"
 	"time"
 
 	"github.com/heddle-net/heddle/datapath"
@@ -33,20 +33,13 @@ func (k kernelState) Inode(path string) (uint64, error) {
 }
 
 func (k kernelState) LinkNames(ns datapath.NS) ([]string, error) {
-	f, err := netns.Open(ns.Path, ns.Inode)
-	if err != nil {
-		return nil, seen(err)
-	}
-	defer f.Close()
-	var names []string
-	err = netns.Do(f, func() error {
-		links, err := net.Interfaces()
-		for _, l := range links {
-			names = append(names, l.Name)
-		}
-		return err
-	})
+	names, err := k.kernel.LinkNames(ns)
 	return names, seen(err)
+}
+
+func (k kernelState) Routes() ([]netip.Prefix, error) {
+	r, err := k.kernel.Routes()
+	return r, seen(err)
 }
 
 func (k kernelState) Err(o datapath.Owner) error { return seen(k.loop.Status().Errors[o]) }

@@ -95,7 +95,7 @@ func (m *member) build(first *overlay.Facts) error {
 		return err
 	}
 	m.agent, err = agent.New(agent.Config{
-		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key, Underlay: m.at.Underlay,
+		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key, Boot: bootID(), Underlay: m.at.Underlay,
 		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
 		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
 	})

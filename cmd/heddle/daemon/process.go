@@ -33,6 +33,12 @@ func (processes) Started(pid int) (uint64, error) {
 	return strconv.ParseUint(string(fields[startTime]), 10, 64)
 }
 
+// bootID names this run of the kernel (random(4)).
+func bootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // where /proc lacks it, all runs are one
+	return string(bytes.TrimSpace(b))
+}
+
 // Ended returns nil once the process that started then is gone.
 func (p processes) Ended(ctx context.Context, pid int, started uint64) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)

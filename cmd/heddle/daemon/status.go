@@ -86,6 +86,11 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 		}
 	}
 	out = append(out, m.gossip.Load().Conflicts()...)
+	for _, e := range s.Endpoints {
+		if e.State == overlay.EndpointLost {
+			out = append(out, fmt.Sprintf("the namespace of workload %s (%s) is gone; its addresses are kept for 10 minutes: attach it again, or `heddle detach %s`", e.Name, e.Namespace, e.Name))
+		}
+	}
 	if s.Networks > 0 {
 		out = append(out, kernelState{d.kernel, d.loop}.Obstacles(m.facts().Params.DataPathPort, true)...)
 	}
