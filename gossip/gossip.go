@@ -196,6 +196,26 @@ func (n *Node) Join(ctx context.Context, addrs []netip.AddrPort) error {
 	return last
 }
 
+// Seek makes contact with a node that membership lacks, at the first of the addresses that
+// answers. One that answers at none counts as dead until membership hears of it.
+func (n *Node) Seek(ctx context.Context, id overlay.NodeID, addrs []netip.AddrPort) error {
+	err := n.Join(ctx, addrs)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.dead[id] = true
+	n.giveUp(id)
+	n.mu.Unlock()
+	// Membership may have heard of it meanwhile; after this it takes the mark away itself.
+	if slices.ContainsFunc(n.list.Members(), func(m *memberlist.Node) bool { return m.Name == string(id) }) {
+		n.mu.Lock()
+		delete(n.dead, id)
+		n.mu.Unlock()
+	}
+	return err
+}
+
 // Leave tells the others that this node goes for good.
 func (n *Node) Leave(patience time.Duration) error { return n.list.Leave(patience) }
 
@@ -261,7 +281,10 @@ func (n *Node) SetSelf(s overlay.SignedNode) error {
 	}
 	n.mu.Unlock()
 	n.tellAll(n.selfFrame())
-	return n.list.UpdateNode(0)
+	// Only the number travels with membership, for whom the record has missed. To wait until it has
+	// gone out can take for ever: the library may signal that before it begins to wait.
+	_ = n.list.UpdateNode(time.Nanosecond)
+	return nil
 }
 
 // selfFrame is this node's own record, to be acknowledged.

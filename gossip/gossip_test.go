@@ -158,6 +158,48 @@ func soon(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// What a node says of itself goes out while it goes on: whatever membership does with it, nobody
+// waits.
+func TestSayingIsNotWaitedFor(t *testing.T) {
+	a, b := pair(t, true)
+	r := a.Nodes()[nodeA]
+	for r.Number = 2; r.Number <= 20; r.Number++ {
+		begin := time.Now()
+		s := overlay.SignedNode{Identity: a.SignedNodes()[nodeA].Identity, Record: state(t, overlay.DomainNodeRecord, seed(string(nodeA)), r)}
+		if err := a.SetSelf(s); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took > 100*time.Millisecond {
+			t.Fatalf("SetSelf took %s", took)
+		}
+	}
+	soon(t, "b has the newest", func() bool { return b.Nodes()[nodeA].Number == 20 })
+}
+
+// A node that membership never heard of, and that answers nowhere, is not waited for.
+func TestANodeThatAnswersNowhereIsDead(t *testing.T) {
+	a := node(t, nodeA, true)
+	b := node(t, nodeB, true)
+	at := b.Advertised()
+	a.AddNodes([]overlay.SignedNode{b.SignedNodes()[nodeB]})
+	if s := a.Peers()[0].State; s != "unknown" {
+		t.Errorf("before anybody looked it is %s", s)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Seek(t.Context(), nodeB, []netip.AddrPort{at}); err == nil {
+		t.Error("it was found")
+	}
+	if s := a.Peers()[0].State; s != "dead" {
+		t.Errorf("it is %s", s)
+	}
+	silent, err := a.Publish(t.Context(), blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA))
+	if err != nil || len(silent) > 0 {
+		t.Errorf("silent %v, %v", silent, err)
+	}
+}
+
 func TestAPushIsAcknowledgedWhenItStands(t *testing.T) {
 	a, b := pair(t, true)
 	var took []time.Duration
