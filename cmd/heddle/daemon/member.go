@@ -258,31 +258,39 @@ func (m *member) contact(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			// Who goes on at another address in a moment must know where the others are by then.
+			return m.keep(kept)
 		case <-tick.C:
 		}
 	}
 }
 
+// seek looks for a node that membership lacks: one, or all while it has none.
 func (m *member) seek(ctx context.Context) {
 	f, g, self := m.facts(), m.gossip.Load(), m.cred.Identity().Node
 	alive := map[overlay.NodeID]bool{}
 	for _, p := range g.Peers() {
-		alive[p.Node] = p.State == "alive" || p.State == "suspect"
+		if p.State == "alive" || p.State == "suspect" {
+			alive[p.Node] = true
+		}
 	}
-	var at []netip.AddrPort
-	for id, n := range f.Nodes { // one that seems dead, or while there is no other any
-		if id != self && !alive[id] && n.Gossip.IsValid() {
+	for id, n := range f.Nodes {
+		if id == self || alive[id] {
+			continue
+		}
+		var at []netip.AddrPort
+		if r, ok := g.Record(id); ok { // newer than the row, most of the time
+			at = append(at, r.Gossip)
+		}
+		if !slices.Contains(at, n.Gossip) {
 			at = append(at, n.Gossip)
-			if slices.Contains(slices.Collect(maps.Values(alive)), true) {
-				break
-			}
 		}
-	}
-	if len(at) > 0 {
-		if err := g.Join(ctx, at); err != nil {
-			m.log.Debug("no other member answers", "err", err)
+		at = slices.DeleteFunc(at, func(a netip.AddrPort) bool { return !a.IsValid() })
+		err := g.Seek(ctx, id, at)
+		if err == nil || len(alive) > 0 || ctx.Err() != nil {
+			return
 		}
+		m.log.Debug("a member does not answer", "node", id, "err", err)
 	}
 }
 
