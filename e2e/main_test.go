@@ -252,11 +252,17 @@ func (w world) soon(d time.Duration, what string, step func(context.Context) err
 // ends them and fails the test when one had no answer.
 func (w world) stream(h *lab.Host, workload string, to netip.Addr) func() {
 	w.t.Helper()
+	return w.streamBy(h, to, func(args []string) []string { return in(workload, args) })
+}
+
+// streamBy is stream for any command line.
+func (w world) streamBy(h *lab.Host, to netip.Addr, in func(args []string) []string) func() {
+	w.t.Helper()
 	errs, err := os.CreateTemp(w.t.TempDir(), "ping")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p, err := h.Start(lab.Command{Args: in(workload, probe.Args("ping", "-c", "0", "-i", "10ms", to.String())), Stdout: errs, Stderr: errs})
+	p, err := h.Start(lab.Command{Args: in(probe.Args("ping", "-c", "0", "-i", "10ms", to.String())), Stdout: errs, Stderr: errs})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -5,14 +5,12 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/heddle-net/heddle/e2e/cluster"
 	"github.com/heddle-net/heddle/e2e/lab"
-	"github.com/heddle-net/heddle/e2e/probe"
 )
 
 func TestTokens(t *testing.T) {
@@ -84,18 +82,6 @@ func TestAManagerThatIsNotThereIsNamed(t *testing.T) {
 		_, err := w.Do(ctx, w.Host(2), "join", "192.168.77.1", "--token", token)
 		return err
 	})
-}
-
-func TestAPortInUseIsNamed(t *testing.T) {
-	w := startHosts(t, cluster.Config{Managers: 1})
-	h := w.Host(1)
-	p := w.hold(h, "5377")
-	w.refused(h, 1, []string{"5377", "in use"}, "init", "--advertise-addr", h.Addr().String())
-	if err := p.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = p.Wait(t.Context())
-	w.ok(h, "init", "--advertise-addr", h.Addr().String())
 }
 
 func TestTwoAddressesToChooseFrom(t *testing.T) {
@@ -202,23 +188,4 @@ func (w world) role(ask *lab.Host, name, want string) {
 		}
 		return nil
 	})
-}
-
-// hold starts a process that listens on a port of the host.
-func (w world) hold(h *lab.Host, port string) *lab.Process {
-	w.t.Helper()
-	r, out, err := os.Pipe()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer r.Close()
-	p, err := h.Start(lab.Command{Args: probe.Args("hold", port), Stdout: out})
-	out.Close()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if _, err := r.Read(make([]byte, 20)); err != nil {
-		w.t.Fatal("hold did not start:", err)
-	}
-	return p
 }

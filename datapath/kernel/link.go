@@ -432,7 +432,7 @@ func (k *Kernel) upLink(l datapath.Link) error {
 	}
 	if err := h.setUp(l.Name); err != nil {
 		if l.Kind == datapath.VXLAN && errors.Is(err, unix.EADDRINUSE) {
-			return datapath.Errorf(datapath.Taken, "UDP port %d for VXLAN is taken by another process (%w); end it, or choose another data-path port at init", l.VXLAN.Port, err)
+			return datapath.Errorf(datapath.Taken, "UDP port %d for VXLAN is taken by %s (%w); end that, or choose another with --data-path-port at init", l.VXLAN.Port, k.holder(l.VXLAN.Port), err)
 		}
 		return err
 	}

@@ -98,8 +98,8 @@ func TestUDPPortTaken(t *testing.T) {
 	n := newNode(t)
 	c := udp(t, hostPath(n.host), netip.AddrPortFrom(netip.IPv4Unspecified(), datapathtest.Port))
 	err := n.loop.Wait(t.Context(), n.loop.Set(n.o.Config()), "n1")
-	if datapath.FaultOf(err) != datapath.Taken {
-		t.Errorf("got %v", err)
+	if me := fmt.Sprintf("(PID %d)", os.Getpid()); datapath.FaultOf(err) != datapath.Taken || !strings.Contains(err.Error(), me) {
+		t.Errorf("got %v; want it to name %s", err, me)
 	}
 	t.Log(err)
 	c.Close()

@@ -6,28 +6,26 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 )
 
-// hold PORT: listens on a TCP and UDP port until it is killed. It prints a line when it does.
+// hold PORT/PROTO...: has TCP and UDP ports open until it is killed. It prints a line when it has.
 func hold(args []string) error {
-	if len(args) != 1 {
-		return errors.New("hold: needs a port")
+	if len(args) == 0 {
+		return errors.New("hold: needs a port, as in 53/udp")
 	}
-	u, err := net.ListenPacket("udp", ":"+args[0])
-	if err != nil {
-		return err
-	}
-	defer u.Close()
-	l, err := net.Listen("tcp", ":"+args[0])
-	if err != nil {
-		return err
-	}
-	fmt.Println("holding")
-	for {
-		c, err := l.Accept()
+	for _, a := range args {
+		port, proto, _ := strings.Cut(a, "/")
+		var err error
+		if proto == "tcp" {
+			_, err = net.Listen(proto, ":"+port)
+		} else {
+			_, err = net.ListenPacket(proto, ":"+port)
+		}
 		if err != nil {
 			return err
 		}
-		c.Close()
 	}
+	fmt.Println("holding")
+	select {}
 }

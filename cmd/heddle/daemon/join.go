@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -65,26 +66,46 @@ func (d *Daemon) resolve(command string, found netip.Addr, advertise, listen, da
 	return follow(a, all), nil
 }
 
-// free makes sure that nobody holds this node's ports, before anything is changed.
-func (d *Daemon) free(at store.Addresses) error {
+// free makes sure that nobody holds this node's ports, before anything is changed. VXLAN devices
+// of others may have the data path's: they share it.
+func (d *Daemon) free(at store.Addresses, dataPath uint16) error {
+	inFile := func(option string) string { return "set " + option + " in " + DefaultConfigFile }
 	for _, p := range []struct {
-		proto, option string
-		port          uint16
-	}{{"tcp", "control-port", d.cfg.ControlPort}, {"tcp", "gossip-port", d.cfg.GossipPort}, {"udp", "gossip-port", d.cfg.GossipPort}} {
-		where := netip.AddrPortFrom(at.Listen, p.port).String()
-		var c io.Closer
-		var err error
-		if p.proto == "tcp" {
-			c, err = net.Listen("tcp", where)
-		} else {
-			c, err = net.ListenPacket("udp", where)
-		}
+		datapath.Port
+		where   netip.Addr
+		instead string
+	}{
+		{datapath.Port{Proto: "tcp", Port: d.cfg.ControlPort}, at.Listen, inFile("control-port")},
+		{datapath.Port{Proto: "tcp", Port: d.cfg.GossipPort}, at.Listen, inFile("gossip-port")},
+		{datapath.Port{Proto: "udp", Port: d.cfg.GossipPort}, at.Listen, inFile("gossip-port")},
+		{datapath.Port{Proto: "udp", Port: dataPath}, at.Local(), "make the cluster with another --data-path-port"},
+	} {
+		err := try(p.Proto, netip.AddrPortFrom(p.where, p.Port.Port).String())
+		by := ""
 		if err != nil {
-			return overlay.Errorf(overlay.InUse, "port %d/%s can't be used (%w); `ss -lpn sport = :%d` names who has it; stop that, or set %s in %s", p.port, p.proto, err, p.port, p.option, DefaultConfigFile)
+			by = d.kernel.Program(p.Port)
 		}
-		c.Close()
+		if err == nil || by == "" && p.Port.Port == dataPath {
+			continue
+		}
+		return overlay.Errorf(overlay.InUse, "port %d/%s is taken by %s (%w); stop that, or %s", p.Port.Port, p.Proto, cmp.Or(by, "somebody"), err, p.instead)
 	}
 	return nil
+}
+
+// try opens and closes a port.
+func try(proto, where string) error {
+	var c io.Closer
+	var err error
+	if proto == "tcp" {
+		c, err = net.Listen("tcp", where)
+	} else {
+		c, err = net.ListenPacket("udp", where)
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // identity is this node's ID and key, drawn the first time.
@@ -155,7 +176,7 @@ func (d *Daemon) Init(ctx context.Context, r overlay.InitRequest) (reply overlay
 		return reply, err
 	}
 	params.DataPath6 = at.DataPath.Is6()
-	if err := d.free(at); err != nil {
+	if err := d.free(at, params.DataPathPort); err != nil {
 		return reply, err
 	}
 	name, err := nodeName()
@@ -276,7 +297,7 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 	if err != nil {
 		return reply, err
 	}
-	if err := d.free(at); err != nil {
+	if err := d.free(at, t.DataPathPort); err != nil {
 		return reply, err
 	}
 	name, err := nodeName()
