@@ -56,6 +56,7 @@ type Node struct {
 	mu       sync.Mutex
 	table    *table.Table
 	follows  map[overlay.NetworkID]map[overlay.NodeID]bool // participants of the networks followed
+	named    map[overlay.NetworkID]bool                    // those that SetParticipants named last
 	managers map[overlay.NodeID]bool
 	leases   map[overlay.NetworkID]overlay.Signed // this node's own
 	nodes    map[overlay.NodeID]heard
@@ -240,10 +241,15 @@ func (n *Node) SetKeys(keys [][]byte) error {
 }
 
 // SetParticipants says who has a lease in the networks that this node follows, and which
-// nodes are managers: they follow all networks. Records of other networks are forgotten.
+// nodes are managers: they follow all networks. Records of a network that is not named any more
+// are forgotten; a manager may have records before the facts that name their network.
 func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, managers []overlay.NodeID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.managers = map[overlay.NodeID]bool{}
+	for _, id := range managers {
+		n.managers[id] = true
+	}
 	for id, nodes := range networks {
 		if n.follows[id] == nil {
 			n.follows[id] = map[overlay.NodeID]bool{}
@@ -253,15 +259,17 @@ func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, 
 		}
 	}
 	for id := range n.follows {
-		if _, still := networks[id]; !still {
+		_, still := networks[id]
+		early := n.managers[n.Self] && !n.named[id]
+		if !still && !early {
 			delete(n.follows, id)
 			delete(n.leases, id)
 			n.table.DropNetwork(id)
 		}
 	}
-	n.managers = map[overlay.NodeID]bool{}
-	for _, id := range managers {
-		n.managers[id] = true
+	n.named = map[overlay.NetworkID]bool{}
+	for id := range networks {
+		n.named[id] = true
 	}
 }
 

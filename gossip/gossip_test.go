@@ -355,6 +355,33 @@ func TestRefusedRecords(t *testing.T) {
 	}
 }
 
+// A manager keeps what it was told of a network before its facts name it, and forgets it when
+// they name it no more.
+func TestAManagerIsToldBeforeItsFactsKnow(t *testing.T) {
+	a, b := pair(t, true)
+	managers := []overlay.NodeID{nodeB}
+	b.SetParticipants(nil, managers)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA)); err != nil || len(silent) > 0 {
+		t.Fatalf("silent %v, %v", silent, err)
+	}
+	for _, step := range []struct {
+		networks map[overlay.NetworkID][]overlay.NodeID
+		want     int
+	}{
+		{nil, 1}, // other news
+		{map[overlay.NetworkID][]overlay.NodeID{blue: nil}, 1},
+		{map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA}}, 1},
+		{nil, 0},
+	} {
+		b.SetParticipants(step.networks, managers)
+		if c := b.Claims(blue); len(c) != step.want {
+			t.Errorf("with networks %v it has %v", step.networks, c)
+		}
+	}
+}
+
 func TestARemovedNodeIsForgotten(t *testing.T) {
 	a, b := pair(t, true)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -95,8 +95,8 @@ func (a *Agent) learn(ctx context.Context) {
 		}
 	}
 	follow := map[overlay.NetworkID][]overlay.NodeID{}
-	for id, leases := range f.Leases { // a manager is told of all networks, and observes them
-		follow[id] = slices.Sorted(maps.Keys(leases))
+	for id := range f.Networks { // a manager is told of all networks, and observes them
+		follow[id] = slices.Sorted(maps.Keys(f.Leases[id]))
 	}
 	for id, n := range a.networks {
 		if n.def.ID == "" {
@@ -110,6 +110,19 @@ func (a *Agent) learn(ctx context.Context) {
 		managers = append(managers, m.ID)
 	}
 	a.Peers.SetParticipants(follow, managers)
+}
+
+// Granted are the networks in which this node has a lease, as it knows them: the answer to an
+// attach may be here before the facts are.
+func (a *Agent) Granted() (all []Grant) {
+	_ = a.do(context.Background(), func(context.Context) {
+		for _, n := range a.networks {
+			if _, ok := n.leases[a.Self]; ok {
+				all = append(all, Grant{n.def, n.leases, n.revision})
+			}
+		}
+	})
+	return all
 }
 
 // forget drops a network that was removed, with what is left of it here. In the loop.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/agent"
 	"github.com/heddle-net/heddle/overlay/rows"
 )
 
@@ -23,8 +24,17 @@ func (n node) Copy(context.Context) (c overlay.Copy, err error) {
 	if at := m.watcher.Heard(); !at.IsZero() {
 		c.Age = time.Since(at)
 	}
+	known := map[overlay.NetworkID]agent.Grant{}
 	for id, def := range f.Networks {
-		row := rows.Network(def, f.Nodes, f.Leases[id], g.Claims(id))
+		known[id] = agent.Grant{Network: def, Leases: f.Leases[id], Revision: f.Revision}
+	}
+	for _, own := range m.agent.Granted() {
+		if known[own.Network.ID].Revision < own.Revision {
+			known[own.Network.ID] = own
+		}
+	}
+	for id, k := range known {
+		row := rows.Network(k.Network, f.Nodes, k.Leases, g.Claims(id))
 		n.Here(&row)
 		c.Networks = append(c.Networks, row)
 		c.Endpoints = append(c.Endpoints, row.Endpoints...)
