@@ -385,6 +385,36 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// What can't be taken off the disk stays, whole: the next start would bring it back.
+func TestDetachOnAFullDisk(t *testing.T) {
+	w := newWorld()
+	a, stop := start(t, w)
+	e := attach(t, a, "web")
+	<-w.told
+	w.set(func() { w.saveErr = errors.New("no space left on device") })
+	if err := a.Detach(t.Context(), "web", ""); err == nil || !strings.Contains(err.Error(), "no space") {
+		t.Fatalf("detached: %v", err)
+	}
+	if rows, err := a.Endpoints(t.Context()); err != nil || len(rows) != 1 || rows[0].State != overlay.EndpointReady || len(w.config.Links) == 0 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	select {
+	case <-w.told:
+		t.Error("the others were told that it is gone")
+	default:
+	}
+	w.set(func() { w.saveErr = nil })
+	if err := a.Detach(t.Context(), "web", ""); err != nil {
+		t.Fatal(err)
+	}
+	<-w.told
+	stop()
+	again, _ := start(t, w)
+	if rows, err := again.Endpoints(t.Context()); err != nil || len(rows) > 0 {
+		t.Errorf("%s is back: %+v, %v", e.Name, rows, err)
+	}
+}
+
 func TestGivenNamespaceGetsTheNextName(t *testing.T) {
 	w := newWorld()
 	w.links = []string{"lo", "eth0"}

@@ -17,8 +17,9 @@ import (
 // endpoint is one of this node's own endpoints.
 type endpoint struct {
 	Row
-	state overlay.EndpointState
-	kept  chan struct{} // closed when the disk has it as lost; nil where it was never lost in this run
+	state   overlay.EndpointState
+	leaving bool          // its removal is being made durable
+	kept    chan struct{} // closed when the disk has it as lost; nil where it was never lost in this run
 }
 
 func (e *endpoint) plan() plan.Endpoint {

@@ -40,31 +40,41 @@ func (a *Agent) Detach(ctx context.Context, name, ref string) error {
 	return nil
 }
 
-// remove takes an endpoint out of the view, the disk, the kernel and the others' tables.
+// remove takes an endpoint off the disk, then out of the view, the kernel and the others' tables.
+// What stood stays when the disk can't be written: it would come back with the next start.
 func (a *Agent) remove(ctx context.Context, e *endpoint) error {
 	var c Change
-	var gen uint64
-	var lease overlay.Signed
+	var lease, before overlay.Signed
+	var stood bool
 	var err error
-	if e := a.do(ctx, func(life context.Context) {
-		if a.endpoints[e.ID] != e {
+	if e := a.do(ctx, func(context.Context) {
+		if a.endpoints[e.ID] != e || e.leaving {
 			return // somebody else removes it
 		}
+		n := a.network(e.Network)
+		stood, before = e.state != overlay.EndpointPending, n.own[e.ID]
+		c = Change{Network: e.Network, Delete: e.ID}
+		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID, Released: e.IPs}
+		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
+		c.Counter, lease, e.leaving = n.Counter, n.leases[a.Self], err == nil
+	}); e != nil || err != nil || c.Network == "" {
+		return first(e, err)
+	}
+	if err := a.Store.Save(c); err != nil && stood {
+		return first(a.do(context.WithoutCancel(ctx), func(context.Context) {
+			e.leaving, a.network(e.Network).own[e.ID] = false, before
+		}), err)
+	}
+	var gen uint64
+	if err := a.do(context.WithoutCancel(ctx), func(context.Context) {
 		delete(a.endpoints, e.ID)
 		n := a.network(e.Network)
 		n.release(e.IPs)
 		if e.state == overlay.EndpointReady {
 			n.linger = time.Now().Add(lingerTime)
 		}
-		c = Change{Network: e.Network, Delete: e.ID}
-		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID, Released: e.IPs}
-		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
-		c.Counter, lease = n.Counter, n.leases[a.Self]
 		gen = a.replan()
-	}); e != nil || err != nil || c.Network == "" {
-		return first(e, err)
-	}
-	if err := a.Store.Save(c); err != nil {
+	}); err != nil {
 		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, ackTimeout)
@@ -109,11 +119,24 @@ func (a *Agent) watch(ctx context.Context, e *endpoint) {
 			}
 		})
 		for _, e := range gone {
-			if err := a.remove(ctx, e); err != nil && ctx.Err() == nil {
-				a.Log.Error("detach a workload whose process ended", "endpoint", e.ID, "err", err)
-			}
+			a.removeInTheEnd(ctx, e)
 		}
 	})
+}
+
+// removeInTheEnd tries until the endpoint is gone, as when the disk is full, or ctx ends.
+func (a *Agent) removeInTheEnd(ctx context.Context, e *endpoint) {
+	for {
+		err := a.remove(ctx, e)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		a.Log.Error("detach a workload whose process ended; trying again", "endpoint", e.ID, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(tidyEvery):
+		}
+	}
 }
 
 // Endpoints lists this node's own endpoints, sorted by name.

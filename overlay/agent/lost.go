@@ -49,7 +49,7 @@ func (a *Agent) miss(ctx context.Context) {
 				continue
 			}
 			_ = a.do(ctx, func(life context.Context) {
-				if a.endpoints[e.ID] == e && e.state == overlay.EndpointReady {
+				if a.endpoints[e.ID] == e && e.state == overlay.EndpointReady && !e.leaving {
 					a.lose(life, e)
 				}
 			})
