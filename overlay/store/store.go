@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -56,6 +57,9 @@ func Open(path string) (*Store, error) {
 }
 
 func (s *Store) prepare() error {
+	if s.prepared() {
+		return nil // a full disk keeps no daemon from starting
+	}
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{endpoints, records, counters, networks, barred, single} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -73,6 +77,29 @@ func (s *Store) prepare() error {
 		}
 		return put(tx, single, keyVersion, v)
 	})
+}
+
+// prepared says whether the file has this layout already.
+func (s *Store) prepared() (ok bool) {
+	_ = s.db.View(func(tx *bbolt.Tx) error {
+		ok = true
+		for _, b := range [][]byte{endpoints, records, counters, networks, barred, single} {
+			ok = ok && tx.Bucket(b) != nil
+		}
+		var v int
+		ok = ok && json.Unmarshal(tx.Bucket(single).Get(keyVersion), &v) == nil && v == version
+		return nil
+	})
+	return ok
+}
+
+// unwritten is the error of a write that failed.
+func (s *Store) unwritten(what string, err error) error {
+	advice := "look at that disk"
+	if errors.Is(err, syscall.ENOSPC) {
+		advice = "free space there, then try again"
+	}
+	return overlay.Errorf(overlay.Internal, "write %s to %s: %w; %s", what, s.db.Path(), err, advice)
 }
 
 // Close closes the file.
@@ -179,7 +206,7 @@ func (s *Store) Save(c agent.Change) error {
 		return raise(tx, c.Network, c.Counter)
 	})
 	if err != nil {
-		return overlay.Errorf(overlay.Internal, "write the node's endpoints to its disk: %w", err)
+		return s.unwritten("the node's endpoints", err)
 	}
 	return nil
 }
@@ -251,7 +278,7 @@ func (s *Store) NextNumber() (n uint64, err error) {
 
 func (s *Store) set(key []byte, v any) error {
 	if err := s.db.Update(func(tx *bbolt.Tx) error { return put(tx, single, key, v) }); err != nil {
-		return overlay.Errorf(overlay.Internal, "write %s to the node's disk: %w", key, err)
+		return s.unwritten(string(key), err)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type role struct {
 	mu      sync.Mutex
 	now     overlay.Role     // that runs, or ""
 	manager *cluster.Manager // that runs, or nil
+	ended   error            // why the manager that should run does not, or nil
 	end     func()           // ends what runs, and waits
 }
 
@@ -73,11 +74,10 @@ func (r *role) become(to overlay.Role, manager *cluster.Manager) {
 	defer r.mu.Unlock()
 	ctx, cancel := context.WithCancel(r.m.ctx)
 	done := make(chan struct{})
-	r.now, r.end = to, func() { cancel(); <-done }
+	r.now, r.ended, r.end = to, nil, func() { cancel(); <-done }
 	if to == overlay.Manager && manager == nil {
-		var err error
-		if manager, err = r.open(); err != nil {
-			r.m.log.Error("the manager on this node can't start; the node goes on as a worker", "err", err)
+		if manager, r.ended = r.open(); r.ended != nil {
+			r.m.log.Error("the manager on this node can't start; the node goes on as a worker", "err", r.ended)
 		}
 	}
 	r.manager = manager
@@ -100,7 +100,7 @@ func (r *role) work(ctx context.Context, manager *cluster.Manager) {
 		r.m.log.Error("the manager on this node has ended; the node goes on as a worker until the daemon is started again", "err", err)
 		r.m.watcher.SetLocal(nil)
 		r.mu.Lock()
-		r.manager = nil
+		r.manager, r.ended = nil, err
 		r.mu.Unlock()
 	}
 	if err := cluster.ServeWorker(ctx, r.m.port, r.m.cred, r.m.d.hello(), holderOf{r.m}, r.m.log); err != nil && ctx.Err() == nil {
@@ -113,6 +113,13 @@ func (r *role) running() *cluster.Manager {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.manager
+}
+
+// problem is why the manager that should run on this node does not, or nil.
+func (r *role) problem() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended
 }
 
 // stop ends what runs, and waits for it.

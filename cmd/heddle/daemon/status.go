@@ -77,6 +77,9 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 	if !member {
 		return []string{"this node was removed from the cluster; run `heddle leave --force`, then join again"}
 	}
+	if err := m.role.problem(); err != nil {
+		out = append(out, fmt.Sprintf("no manager runs on this node, which should be one: %s", strings.ReplaceAll(err.Error(), "\n", "; ")))
+	}
 	if from, _ := m.watcher.Source(); from == "" {
 		out = append(out, "no manager answers: networks and leases can't change; workloads and their addresses go on")
 	}
