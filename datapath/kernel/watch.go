@@ -21,8 +21,9 @@ const (
 	nfgenmsg    = 4                // bytes of nf_tables' own header
 )
 
-// WatchChains calls changed when others have made or removed chains of the host's firewall, as
-// a container engine does at its start, until ctx ends. Any goroutine may call it.
+// WatchChains calls changed when it has begun, and when others have made or removed chains of the
+// host's firewall, as a container engine does at its start, until ctx ends. Any goroutine may
+// call it.
 func (k *Kernel) WatchChains(ctx context.Context, changed func()) error {
 	w := watching{protocol: unix.NETLINK_NETFILTER, groups: []uint{unix.NFNLGRP_NFTABLES}, relevant: othersChain, settle: chainSettle}
 	if err := k.watch(ctx, w, changed); err != nil {
@@ -45,10 +46,9 @@ func othersChain(m syscall.NetlinkMessage) bool {
 	return true
 }
 
-// WatchHost calls changed at once, when links, addresses or routes of the host have changed, and
-// now and then, until ctx ends. Any goroutine may call it.
+// WatchHost calls changed when it has begun, when links, addresses or routes of the host have
+// changed, and now and then, until ctx ends. Any goroutine may call it.
 func (k *Kernel) WatchHost(ctx context.Context, changed func()) error {
-	changed()
 	w := watching{
 		protocol: unix.NETLINK_ROUTE, settle: hostSettle, sweep: hostSweep,
 		groups:   []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE},
@@ -69,8 +69,8 @@ type watching struct {
 	sweep    time.Duration // 0 is never
 }
 
-// watch calls changed after relevant notifications in the host's namespace, and after any that
-// were lost, until ctx ends.
+// watch calls changed when it listens, after relevant notifications in the host's namespace, and
+// after any that were lost, until ctx ends.
 func (k *Kernel) watch(ctx context.Context, w watching, changed func()) error {
 	f, err := netns.Open(k.hostPath(), 0)
 	if err != nil {
@@ -91,6 +91,7 @@ func (k *Kernel) watch(ctx context.Context, w watching, changed func()) error {
 		sweep = t.C
 	}
 	for {
+		changed()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -109,7 +110,6 @@ func (k *Kernel) watch(ctx context.Context, w watching, changed func()) error {
 			default:
 			}
 		}
-		changed()
 	}
 }
 

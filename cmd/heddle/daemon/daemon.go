@@ -37,7 +37,8 @@ type Daemon struct {
 	loop    *reconcile.Loop
 	failed  chan error // size 1: why the daemon must end
 
-	change sync.Mutex // held while init, join or leave runs
+	asked  sync.Mutex // held while init, join or leave runs
+	change sync.Mutex // held while membership changes: by those, or with the host's addresses
 
 	mu     sync.Mutex
 	member *member // nil in no cluster
@@ -84,7 +85,6 @@ func (d *Daemon) run(ctx context.Context) error {
 	var under errgroup.Group
 	under.Go(func() error { return d.loop.Run(kernelCtx) })
 	under.Go(func() error { d.watchFirewall(kernelCtx); return nil })
-	under.Go(func() error { d.watchHost(kernelCtx); return nil })
 	defer func() { stopKernel(); _ = under.Wait() }()
 
 	id, err := pki.LoadIdentity(d.identityFile())
@@ -98,6 +98,7 @@ func (d *Daemon) run(ctx context.Context) error {
 		}
 	}
 	defer d.stop()
+	under.Go(func() error { d.watchHost(kernelCtx); return nil })
 	if d.current() == nil {
 		d.loop.Set(datapath.Config{}) // what an earlier life left behind goes
 	}

@@ -122,10 +122,11 @@ func (d *Daemon) identity() (pki.Identity, error) {
 
 // beginChange keeps init, join and leave apart; end lets the next one in.
 func (d *Daemon) beginChange() (end func(), err error) {
-	if !d.change.TryLock() {
+	if !d.asked.TryLock() {
 		return nil, overlay.Errorf(overlay.InUse, "this node is joining or leaving a cluster right now; try again when that has ended")
 	}
-	return d.change.Unlock, nil
+	d.change.Lock()
+	return func() { d.change.Unlock(); d.asked.Unlock() }, nil
 }
 
 // outside refuses when this node is in a cluster.

@@ -103,11 +103,8 @@ func (d *Daemon) watchHost(ctx context.Context) {
 
 // look compares the host's addresses with what this node says of itself.
 func (d *Daemon) look() {
-	end, err := d.beginChange()
-	if err != nil {
-		return // who joins or leaves looks itself
-	}
-	defer end()
+	d.change.Lock() // what changes during a join is seen after it
+	defer d.change.Unlock()
 	m := d.current()
 	if m == nil {
 		return
