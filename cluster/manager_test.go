@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -52,6 +53,23 @@ type view struct {
 	down   map[overlay.NodeID]bool
 	claims map[overlay.NetworkID][]overlay.Claim
 	routes map[overlay.NodeID][]netip.Prefix
+	unread map[overlay.NetworkID][]overlay.Claim // claims only after a Refresh of their owner
+}
+
+func (v *view) Refresh(_ context.Context, nodes []overlay.NodeID) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id, claims := range v.unread {
+		for _, c := range claims {
+			if v.down[c.Record.Owner] {
+				return errors.New("no answer")
+			}
+			if slices.Contains(nodes, c.Record.Owner) {
+				v.claims[id] = append(v.claims[id], c)
+			}
+		}
+	}
+	return nil
 }
 
 func (v *view) Record(n overlay.NodeID) (overlay.NodeRecord, bool) {
@@ -388,9 +406,16 @@ func TestInitJoinGrant(t *testing.T) {
 		t.Errorf("%+v %v", row, err)
 	}
 
-	// A network with endpoints stays.
+	// A network with endpoints stays, though the manager has not heard of them yet.
 	a.view.mu.Lock()
-	a.view.claims[net.ID] = []overlay.Claim{{Record: overlay.Record{Owner: b.id.Node, Workload: "web", IPs: []netip.Addr{l.Grants[0].First}}}}
+	a.view.unread = map[overlay.NetworkID][]overlay.Claim{net.ID: {{Record: overlay.Record{Owner: b.id.Node, Workload: "web", IPs: []netip.Addr{l.Grants[0].First}}}}}
+	a.view.down[b.id.Node] = true
+	a.view.mu.Unlock()
+	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); overlay.KindOf(err) != overlay.Unavailable || !strings.Contains(err.Error(), "try again") {
+		t.Errorf("%v", err)
+	}
+	a.view.mu.Lock()
+	a.view.down[b.id.Node] = false
 	a.view.mu.Unlock()
 	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); overlay.KindOf(err) != overlay.InUse || !strings.Contains(err.Error(), "n2/web") {
 		t.Errorf("%v", err)
@@ -401,6 +426,7 @@ func TestInitJoinGrant(t *testing.T) {
 	}
 	a.view.mu.Lock()
 	clear(a.view.claims)
+	a.view.unread = nil
 	a.view.mu.Unlock()
 	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); err != nil {
 		t.Error(err)

@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"crypto/rand"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/heddle-net/heddle/cluster/state"
@@ -66,13 +68,20 @@ func (m *Manager) UpdateCluster(ctx context.Context, u overlay.ClusterUpdate) (o
 	return res.Params, err
 }
 
-// RemoveNetwork removes a network that has no endpoints, or says who holds it.
+// RemoveNetwork removes a network that has no endpoints, or says who holds it. A manager that has
+// just started may not have heard of all: it asks the participants.
 func (m *Manager) RemoveNetwork(ctx context.Context, ref string) error {
 	n, err := m.findNetwork(ref)
 	if err != nil {
 		return err
 	}
-	if ends := m.endpoints(m.state.View(), n); len(ends) > 0 {
+	v := m.state.View()
+	wait, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	if err := m.Observer.Refresh(wait, slices.Collect(maps.Keys(v.Leases(n.ID)))); err != nil {
+		return overlay.Errorf(overlay.Unavailable, "a participant of network %s does not say whether it has endpoints in it (%w); try again, or `heddle node rm` it if it is gone", n.Name, err)
+	}
+	if ends := m.endpoints(v, n); len(ends) > 0 {
 		var names []string
 		for _, e := range ends {
 			names = append(names, e.NodeName+"/"+e.Name)

@@ -33,6 +33,20 @@ func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overla
 		}
 	}
 	n.mu.Unlock()
+	return n.exchangeAll(ctx, ask)
+}
+
+// Refresh fetches what this node lacks from those of the nodes that live, and fails when one of
+// them does not answer.
+func (n *Node) Refresh(ctx context.Context, nodes []overlay.NodeID) error {
+	n.mu.Lock()
+	ask := slices.DeleteFunc(slices.Clone(nodes), func(id overlay.NodeID) bool { return id == n.Self || n.dead[id] })
+	n.mu.Unlock()
+	return n.exchangeAll(ctx, ask)
+}
+
+// exchangeAll exchanges with nodes beside each other. Its error is of the first that failed.
+func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID) error {
 	var g errgroup.Group // one that fails does not end the others
 	g.SetLimit(syncWidth)
 	for _, id := range ask {

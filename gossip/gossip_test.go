@@ -318,6 +318,28 @@ func TestSync(t *testing.T) {
 	}
 }
 
+// A manager asks nodes for what they host; who lives and does not answer is an error.
+func TestRefresh(t *testing.T) {
+	a, b := pair(t, true)
+	b.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA}}, []overlay.NodeID{nodeB})
+	a.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA}}, nil) // does not know that b is one
+	if _, err := a.Publish(t.Context(), blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", nil)}, lease(t, nodeA)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Refresh(t.Context(), []overlay.NodeID{nodeA, nodeB}); err != nil {
+		t.Fatal(err)
+	}
+	if c := b.Claims(blue); len(c) != 1 {
+		t.Errorf("b has %v", c)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Refresh(t.Context(), []overlay.NodeID{nodeA}); err == nil {
+		t.Error("a, which is closed, answered")
+	}
+}
+
 // What is not genuine changes nothing and is counted.
 func TestRefusedRecords(t *testing.T) {
 	good := endpoint(t, nodeA, 1, "10.0.0.2", nil)

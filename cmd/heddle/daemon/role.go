@@ -174,3 +174,11 @@ func (o observer) Claims(id overlay.NetworkID) []overlay.Claim {
 	}
 	return nil
 }
+
+// Refresh makes sure that what living nodes host is among the claims.
+func (o observer) Refresh(ctx context.Context, nodes []overlay.NodeID) error {
+	if g := o.m.gossip.Load(); g != nil {
+		return g.Refresh(ctx, nodes)
+	}
+	return errStarting
+}
