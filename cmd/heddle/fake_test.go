@@ -126,7 +126,7 @@ func (d *fakeDaemon) Join(_ context.Context, r overlay.JoinRequest) (overlay.Mem
 
 func (d *fakeDaemon) Leave(_ context.Context, force bool) error {
 	if !force {
-		return overlay.Errorf(overlay.InUse, "2 workloads are attached (db, web); detach them, or use --force")
+		return overlay.Errorf(overlay.InUse, "workloads are attached on this node (db, web); detach them, or add --force")
 	}
 	return nil
 }

@@ -361,7 +361,7 @@ func (d *Daemon) Leave(ctx context.Context, force bool) error {
 		return err
 	}
 	if len(eps) > 0 && !force {
-		return overlay.Errorf(overlay.InUse, "%d workloads are attached on this node (%s); detach them, or add --force", len(eps), names(eps))
+		return overlay.Errorf(overlay.InUse, "workloads are attached on this node (%s); detach them, or add --force", names(eps))
 	}
 	if _, member := m.self(); member {
 		if err := m.depart(ctx, force); err != nil {
