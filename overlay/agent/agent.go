@@ -150,7 +150,7 @@ func New(c Config) (*Agent, error) {
 	for id, barred := range saved.Barred {
 		a.network(id).barred = barred
 	}
-	slices.SortFunc(saved.Records, func(x, y OwnRecord) int { return number(x.Signed).Compare(number(y.Signed)) })
+	slices.SortFunc(saved.Records, func(x, y OwnRecord) int { return x.Version().Compare(y.Version()) })
 	for _, r := range saved.Records {
 		n := a.network(r.Network)
 		n.own[r.Endpoint] = r.Signed

@@ -53,6 +53,8 @@ type world struct {
 	silent    []overlay.NodeID
 	saved     Saved
 	saveErr   error
+	slow      *slowDisk
+	syncErr   error
 	ended     chan struct{}
 	links     []string
 	drawn     byte // of what is random
@@ -158,7 +160,12 @@ func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Sign
 	}
 	return w.silent, nil
 }
-func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error { return nil }
+func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.syncErr
+}
+
 func (w *world) SetParticipants(map[overlay.NetworkID][]overlay.NodeID, []overlay.NodeID) {
 }
 func (w *world) Claims(overlay.NetworkID) []overlay.Claim { return nil }
@@ -216,16 +223,25 @@ func (w *world) Load() (Saved, error) { w.mu.Lock(); defer w.mu.Unlock(); return
 func (w *world) Save(c Change) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if at := w.slow; at != nil && at.hold(c) {
+		w.mu.Unlock()
+		at.held <- struct{}{}
+		<-at.release
+		w.mu.Lock()
+		if at.err != nil {
+			return at.err
+		}
+	}
 	if w.saveErr != nil {
 		return w.saveErr
 	}
+	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return slices.Contains(c.Delete, r.ID) })
 	if c.Put != nil {
 		w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Put.ID })
 		w.saved.Endpoints = append(w.saved.Endpoints, *c.Put)
 	}
-	w.saved.Endpoints = slices.DeleteFunc(w.saved.Endpoints, func(r Row) bool { return r.ID == c.Delete })
-	if c.Record.Endpoint != "" {
-		w.saved.Records = append(w.saved.Records, c.Record)
+	for _, r := range c.Records {
+		w.saved.Records = append(w.saved.Records, r)
 		w.saved.Counters[c.Network] = c.Counter
 	}
 	if c.Barred != nil {
@@ -291,8 +307,8 @@ func TestAttachIsLocalAfterTheFirst(t *testing.T) {
 	if again := attach(t, a, "web"); again.ID != first.ID {
 		t.Errorf("a repeated attach made another endpoint")
 	}
-	if len(w.saved.Endpoints) != 2 || len(w.published) != 2 {
-		t.Errorf("%d endpoints saved, %d records published; want 2 and 2", len(w.saved.Endpoints), len(w.published))
+	if len(w.saved.Endpoints) != 2 || len(w.published) != 3 || string(w.published[2].Body) != string(w.published[0].Body) {
+		t.Errorf("%d endpoints saved, %d records published; want 2, and 2 of which one again", len(w.saved.Endpoints), len(w.published))
 	}
 	var r overlay.Record
 	if err := w.published[1].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 2 || r.Workload != "db" || r.Owner != self {

@@ -17,9 +17,17 @@ import (
 // endpoint is one of this node's own endpoints.
 type endpoint struct {
 	Row
-	state   overlay.EndpointState
-	leaving bool          // its removal is being made durable
-	kept    chan struct{} // closed when the disk has it as lost; nil where it was never lost in this run
+	state overlay.EndpointState
+	busy  chan struct{} // closed when what is under way with it (attach, detach, loss) has ended; nil when nothing is
+}
+
+// begin marks that something is under way, which others wait for. In the loop.
+func (e *endpoint) begin() { e.busy = make(chan struct{}) }
+
+// end lets those go on who wait. In the loop.
+func (e *endpoint) end() {
+	close(e.busy)
+	e.busy = nil
 }
 
 func (e *endpoint) plan() plan.Endpoint {
@@ -37,15 +45,13 @@ func (e *endpoint) record() overlay.Record {
 type attached struct {
 	e      *endpoint
 	n      *network
+	change Change
 	record overlay.Signed
 	lease  overlay.Signed
-	row    Row
-	count  Counter
-	grant  *Grant
 	gen    uint64
 	synced <-chan struct{} // nil when this node holds the others' records
 	there  bool            // it stood before
-	found  *endpoint       // it was this one, which was lost; or nil
+	found  bool            // it was lost before
 	first  bool            // of its network on this node
 }
 
@@ -69,10 +75,11 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 	if err != nil {
 		return overlay.AttachReply{}, err
 	}
-	if at.there {
-		return overlay.AttachReply{Endpoint: a.describe(at.e)}, a.Datapath.Wait(ctx, at.gen, owners(at.e)...)
-	}
 	wire.Waiting(ctx, "the kernel and the other participants")
+	if at.there { // whoever asked first may have had no answer, and the others no news
+		silent, err := a.tell(ctx, id, at.record, at.lease)
+		return overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}, first(a.Datapath.Wait(ctx, at.gen, owners(at.e)...), err)
+	}
 	silent, err := a.realise(ctx, at)
 	if err != nil {
 		a.withdraw(at)
@@ -87,21 +94,25 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 
 // place makes the endpoint in the view, asking for more addresses where the lease has none.
 func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.AttachRequest, t target) (at attached, err error) {
-	for range 3 {
-		var refill chan struct{}
-		if e := a.do(ctx, func(life context.Context) { at, err = a.put(life, id, r, t); refill = a.network(id).refill }); e != nil {
+	for try := 0; try < 3; try++ {
+		var refill, busy chan struct{}
+		if e := a.do(ctx, func(life context.Context) {
+			if busy = a.underWay(id, r.Name); busy == nil {
+				at, err = a.put(life, id, r, t)
+				refill = a.network(id).refill
+			}
+		}); e != nil {
 			return at, e
 		}
 		var refused error
 		switch {
+		case busy != nil:
+			try--
+			refused = await(ctx, busy, "what is under way with "+r.Name)
 		case errors.Is(err, errNotLeased):
 			refused = a.more(ctx, id, 0, named(r))
 		case errors.Is(err, errLeaseFull) && refill != nil:
-			select { // it may bring what this request needs
-			case <-refill:
-			case <-ctx.Done():
-				refused = overlay.Errorf(overlay.Unavailable, "gave up waiting for a manager: %w", ctx.Err())
-			}
+			refused = await(ctx, refill, "a manager") // it may bring what this request needs
 		case errors.Is(err, errLeaseFull):
 			refused = a.more(ctx, id, 1, nil)
 		default:
@@ -112,6 +123,25 @@ func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.Attac
 		}
 	}
 	return at, overlay.Errorf(overlay.Exhausted, "network %s has no address left for this node; detach something, or remove a node that is gone", r.Network)
+}
+
+// underWay is the end of what is being done with a workload in a network, or nil. In the loop.
+func (a *Agent) underWay(id overlay.NetworkID, workload string) chan struct{} {
+	for _, e := range a.endpoints {
+		if e.Network == id && e.Workload == workload && e.busy != nil {
+			return e.busy
+		}
+	}
+	return nil
+}
+
+func await(ctx context.Context, done <-chan struct{}, what string) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return overlay.Errorf(overlay.Unavailable, "gave up waiting for %s: %w", what, ctx.Err())
+	}
 }
 
 // named are the addresses that a request names.
@@ -131,8 +161,11 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 		return attached{}, overlay.Errorf(overlay.NotFound, "network %s was removed meanwhile", r.Network)
 	}
 	old, err := a.standing(n, r, t)
-	if err != nil || old != nil && old.state != overlay.EndpointLost {
-		return attached{e: old, there: old != nil, gen: a.replan()}, err
+	if err != nil {
+		return attached{}, err
+	}
+	if old != nil && old.state != overlay.EndpointLost {
+		return attached{e: old, n: n, record: n.own[old.ID], lease: n.leases[a.Self], there: true, gen: a.replan()}, nil
 	}
 	if r.Host {
 		if err := a.hides(n); err != nil {
@@ -166,12 +199,15 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if err != nil {
 		return attached{}, err
 	}
-	at := attached{e: e, n: n, found: old, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], row: e.Row, count: n.Counter}
+	at := attached{e: e, n: n, found: old != nil, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], change: n.change()}
+	row := e.Row
+	at.change.Put, at.change.Records = &row, []OwnRecord{{Network: id, Endpoint: e.ID, Signed: record}}
+	e.begin()
 	a.endpoints[e.ID] = e
 	if n.saved != n.revision {
 		// The facts reach the disk some time later. What this endpoint needs of them must be
 		// there with it.
-		at.grant = &Grant{n.def, n.leases, n.revision}
+		at.change.Grant = &Grant{n.def, n.leases, n.revision}
 		n.saved = n.revision
 	}
 	if !n.synced {
@@ -210,8 +246,10 @@ func (a *Agent) addresses(n *network, r overlay.AttachRequest, kept []netip.Addr
 			asked, flag = r.IP6, "--ip6"
 		}
 		if i := slices.IndexFunc(kept, func(ip netip.Addr) bool { return ip.Is4() == v4 }); i >= 0 && !asked.IsValid() {
-			ips = append(ips, kept[i])
-			continue
+			if _, ok := n.usable().Granted(kept[i]); ok {
+				ips = append(ips, kept[i])
+				continue
+			}
 		}
 		ip, found, err := netip.Addr{}, false, error(nil)
 		for _, s := range n.def.Subnets { // the first that has one
@@ -275,41 +313,37 @@ func owners(e *endpoint) []datapath.Owner {
 
 // realise makes the endpoint durable, real and known, all at the same time where it can.
 func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err error) {
-	var told []overlay.NodeID
-	saved := make(chan error, 1)
+	told := make(chan error, 1)
 	go func() { // ends before realise does
-		if at.found != nil && at.found.kept != nil {
-			<-at.found.kept
-		}
-		err := a.Store.Save(Change{
-			Network: at.row.Network, Counter: at.count, Grant: at.grant, Put: &at.row,
-			Record: OwnRecord{Network: at.row.Network, Endpoint: at.row.ID, Signed: at.record},
-		})
+		err := a.save(at.change)
 		if err == nil && at.synced != nil {
 			// Who is told may send at once. A workload that can't resolve the sender then asks again
 			// a whole second later.
 			err = a.complete(ctx, at)
 		}
 		if err == nil {
-			wait, cancel := context.WithTimeout(ctx, ackTimeout)
-			defer cancel()
-			told, err = a.Peers.Publish(wait, at.row.Network, []overlay.Signed{at.record}, at.lease)
+			silent, err = a.tell(ctx, at.e.Network, at.record, at.lease)
 		}
-		saved <- err
+		told <- err
 	}()
 	err = a.Datapath.Wait(ctx, at.gen, owners(at.e)...)
-	if e := <-saved; err == nil {
-		err = e
-	}
-	if err != nil {
+	if err = first(<-told, err); err != nil {
 		return nil, err
 	}
-	err = a.do(ctx, func(life context.Context) {
+	return silent, a.do(context.WithoutCancel(ctx), func(life context.Context) {
 		at.e.state = overlay.EndpointReady
+		at.e.end()
 		a.watch(life, at.e)
 	})
-	for _, id := range told {
-		silent = append(silent, a.nodeName(id))
+}
+
+// tell publishes a record of this node's own and names who has not acknowledged it in time.
+func (a *Agent) tell(ctx context.Context, id overlay.NetworkID, record, lease overlay.Signed) (silent []string, err error) {
+	wait, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	late, err := a.Peers.Publish(wait, id, []overlay.Signed{record}, lease)
+	for _, node := range late {
+		silent = append(silent, a.nodeName(node))
 	}
 	return silent, err
 }
@@ -332,12 +366,16 @@ func (a *Agent) complete(ctx context.Context, at attached) error {
 func (a *Agent) withdraw(at attached) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = a.do(ctx, func(context.Context) { at.n.saved = 0 }) // the disk may lack it
-	if at.found != nil {
-		_ = a.do(ctx, func(life context.Context) { a.lose(life, at.e) })
+	_ = a.do(ctx, func(life context.Context) {
+		at.n.saved = 0 // the disk may lack it
+		if at.found {
+			a.lose(life, at.e)
+		}
+	})
+	if at.found {
 		return
 	}
-	if err := a.remove(ctx, at.e); err != nil {
+	if err := a.takeOff(ctx, at.e); err != nil {
 		a.Log.Error("take back a failed attach", "endpoint", at.e.ID, "err", err)
 	}
 }

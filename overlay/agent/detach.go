@@ -40,46 +40,73 @@ func (a *Agent) Detach(ctx context.Context, name, ref string) error {
 	return nil
 }
 
-// remove takes an endpoint off the disk, then out of the view, the kernel and the others' tables.
-// What stood stays when the disk can't be written: it would come back with the next start.
+// remove takes an endpoint off, once what is under way with it has ended. One that is gone by then
+// is no error.
 func (a *Agent) remove(ctx context.Context, e *endpoint) error {
-	var c Change
-	var lease, before overlay.Signed
-	var stood bool
-	var err error
-	if e := a.do(ctx, func(context.Context) {
-		if a.endpoints[e.ID] != e || e.leaving {
-			return // somebody else removes it
+	for {
+		var busy chan struct{}
+		there := false
+		if err := a.do(ctx, func(context.Context) {
+			if there = a.endpoints[e.ID] == e; there {
+				if busy = e.busy; busy == nil {
+					e.begin()
+				}
+			}
+		}); err != nil || !there {
+			return err
 		}
+		if busy == nil {
+			return a.takeOff(ctx, e)
+		}
+		if err := await(ctx, busy, "what is under way with "+e.Workload); err != nil {
+			return err
+		}
+	}
+}
+
+// takeOff takes an endpoint, with which the caller has begun something, off the disk, then out of
+// the view, the kernel and the others' tables. What stood stays when the disk can't be written: it
+// would come back with the next start.
+func (a *Agent) takeOff(ctx context.Context, e *endpoint) error {
+	whole := context.WithoutCancel(ctx) // what has begun is ended
+	var c Change
+	var tombstone, lease, before overlay.Signed
+	var err error
+	if e := a.do(whole, func(context.Context) {
 		n := a.network(e.Network)
-		stood, before = e.state != overlay.EndpointPending, n.own[e.ID]
-		c = Change{Network: e.Network, Delete: e.ID}
-		c.Record = OwnRecord{Network: e.Network, Endpoint: e.ID, Released: e.IPs}
-		c.Record.Signed, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
-		c.Counter, lease, e.leaving = n.Counter, n.leases[a.Self], err == nil
-	}); e != nil || err != nil || c.Network == "" {
+		before, lease = n.own[e.ID], n.leases[a.Self]
+		if tombstone, err = a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true}); err != nil {
+			e.end()
+			return
+		}
+		c = n.change()
+		c.Delete = append(c.Delete, e.ID)
+		c.Records = []OwnRecord{{Network: e.Network, Endpoint: e.ID, Signed: tombstone, Released: e.IPs}}
+	}); e != nil || err != nil {
 		return first(e, err)
 	}
-	if err := a.Store.Save(c); err != nil && stood {
-		return first(a.do(context.WithoutCancel(ctx), func(context.Context) {
-			e.leaving, a.network(e.Network).own[e.ID] = false, before
-		}), err)
-	}
+	unsaved := a.save(c)
 	var gen uint64
-	if err := a.do(context.WithoutCancel(ctx), func(context.Context) {
-		delete(a.endpoints, e.ID)
+	if e := a.do(whole, func(context.Context) {
+		defer e.end()
 		n := a.network(e.Network)
+		if unsaved != nil && e.state != overlay.EndpointPending {
+			n.own[e.ID], err = before, unsaved
+			return
+		}
+		if unsaved != nil { // it goes with the next change
+			n.forsaken = append(n.forsaken, e.ID)
+		}
+		delete(a.endpoints, e.ID)
 		n.release(e.IPs)
 		if e.state == overlay.EndpointReady {
 			n.linger = time.Now().Add(lingerTime)
 		}
 		gen = a.replan()
-	}); err != nil {
-		return err
+	}); e != nil || err != nil {
+		return first(e, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, ackTimeout)
-	defer cancel()
-	_, err = a.Peers.Publish(wait, c.Network, []overlay.Signed{c.Record.Signed}, lease)
+	_, err = a.tell(ctx, e.Network, tombstone, lease)
 	return first(err, a.Datapath.Wait(ctx, gen, owners(e)...))
 }
 

@@ -49,7 +49,7 @@ func (a *Agent) miss(ctx context.Context) {
 				continue
 			}
 			_ = a.do(ctx, func(life context.Context) {
-				if a.endpoints[e.ID] == e && e.state == overlay.EndpointReady && !e.leaving {
+				if a.endpoints[e.ID] == e && e.state == overlay.EndpointReady && e.busy == nil {
 					a.lose(life, e)
 				}
 			})
@@ -58,50 +58,57 @@ func (a *Agent) miss(ctx context.Context) {
 }
 
 // lose takes an endpoint whose namespace is gone out of the others' tables and the kernel, and
-// keeps its addresses for its name. In the loop.
+// keeps its addresses for its name. Something else that the caller has begun with it is over. In
+// the loop.
 func (a *Agent) lose(ctx context.Context, e *endpoint) {
 	a.Log.Warn("the namespace of a workload is gone; its addresses are kept for its name", "workload", e.Workload, "namespace", e.Namespace.Path, "addrs", e.IPs, "for", keepTime)
+	if e.busy == nil {
+		e.begin()
+	}
 	e.state, e.Lost = overlay.EndpointLost, time.Now().Unix()
 	n := a.network(e.Network)
 	n.linger = time.Now().Add(lingerTime)
+	a.replan()
 	s, err := a.sign(n, overlay.Record{Endpoint: e.ID, Workload: e.Workload, Deleted: true})
 	if err != nil {
 		a.Log.Error("state that a workload is gone", "endpoint", e.ID, "err", err)
+		e.end()
 		return
 	}
-	row, lease := e.Row, n.leases[a.Self]
-	c := Change{Network: e.Network, Counter: n.Counter, Put: &row, Record: OwnRecord{Network: e.Network, Endpoint: e.ID, Signed: s}}
-	kept := make(chan struct{})
-	e.kept = kept
-	a.replan()
+	row, lease, c := e.Row, n.leases[a.Self], n.change()
+	c.Put, c.Records = &row, []OwnRecord{{Network: e.Network, Endpoint: e.ID, Signed: s}}
 	a.background(func() {
-		defer close(kept)
-		if err := a.Store.Save(c); err != nil {
+		if err := a.save(c); err != nil {
 			a.Log.Error("keep a lost workload's row", "endpoint", row.ID, "err", err)
 		}
-		wait, cancel := context.WithTimeout(ctx, ackTimeout)
-		defer cancel()
-		if _, err := a.Peers.Publish(wait, row.Network, []overlay.Signed{s}, lease); err != nil {
+		_ = a.do(context.Background(), func(context.Context) { e.end() })
+		if _, err := a.tell(ctx, row.Network, s, lease); err != nil {
 			a.Log.Error("state that a workload is gone", "endpoint", row.ID, "err", err)
 		}
 	})
 }
 
-// forsake gives the addresses of a lost endpoint up. In the loop.
+// forsake gives the addresses of a lost endpoint up. Its row goes off the disk with the next
+// change of the network, whoever makes it: who takes the addresses is never there beside it. In
+// the loop.
 func (a *Agent) forsake(e *endpoint) {
+	n := a.network(e.Network)
 	delete(a.endpoints, e.ID)
-	a.network(e.Network).release(e.IPs)
+	n.release(e.IPs)
+	n.forsaken = append(n.forsaken, e.ID)
+	c := n.change()
 	a.background(func() {
-		if err := a.Store.Save(Change{Network: e.Network, Delete: e.ID}); err != nil {
-			a.Log.Error("forget a lost workload", "endpoint", e.ID, "err", err)
+		if err := a.save(c); err != nil {
+			a.Log.Error("forget a lost workload; it goes with the next change", "endpoint", e.ID, "err", err)
 		}
 	})
 }
 
-// lost are the lost endpoints of a network, the one that was lost first first. In the loop.
+// lost are the lost endpoints of a network with which nothing is under way, the one that was lost
+// first first. In the loop.
 func (a *Agent) lost(id overlay.NetworkID) (out []*endpoint) {
 	for _, e := range a.endpoints {
-		if e.Network == id && e.state == overlay.EndpointLost {
+		if e.Network == id && e.state == overlay.EndpointLost && e.busy == nil {
 			out = append(out, e)
 		}
 	}
@@ -118,14 +125,16 @@ func (a *Agent) expire(n *network) {
 	}
 }
 
-// shed forsakes lost endpoints whose addresses somebody needs: those named, or as many as want.
-// In the loop.
-func (a *Agent) shed(n *network, want int, addrs []netip.Addr) {
+// shed forsakes lost endpoints whose addresses somebody needs: those named, or as many as want. It
+// says whether there were any. In the loop.
+func (a *Agent) shed(n *network, want int, addrs []netip.Addr) (any bool) {
 	for _, e := range a.lost(n.def.ID) {
 		named := slices.ContainsFunc(e.IPs, func(ip netip.Addr) bool { return slices.Contains(addrs, ip) })
 		if named || want > 0 && len(addrs) == 0 {
 			a.forsake(e)
 			want--
+			any = true
 		}
 	}
+	return any
 }

@@ -29,13 +29,14 @@ type network struct {
 	own      map[overlay.EndpointID]overlay.Signed
 	used     map[netip.Addr]uint64 // when an address was last given back, in steps of clock
 	clock    uint64
-	synced   bool            // this node holds what the participants held when it began to follow
-	syncing  bool            // a fetch is under way
-	done     chan struct{}   // closed at the end of that fetch
-	syncNext time.Time       // not before then, after one that failed
-	refill   chan struct{}   // closed at the end of the refill under way; nil when there is none
-	barred   []overlay.Grant // runs of the lease that were given up, and are not to be used
-	linger   time.Time       // until when its kernel objects outlive the last endpoint
+	synced   bool                 // this node holds what the participants held when it began to follow
+	syncing  bool                 // a fetch is under way
+	done     chan struct{}        // closed at the end of that fetch
+	syncNext time.Time            // not before then, after one that failed
+	refill   chan struct{}        // closed at the end of the refill under way; nil when there is none
+	forsaken []overlay.EndpointID // rows that are no more, and that the disk may still have
+	barred   []overlay.Grant      // runs of the lease that were given up, and are not to be used
+	linger   time.Time            // until when its kernel objects outlive the last endpoint
 	mtu      heldMTU
 	surplus  [2]int // idle addresses above the reserve, of each family, when tidy looked last
 }
@@ -57,6 +58,23 @@ func (n *network) release(ips []netip.Addr) {
 	for _, ip := range ips {
 		n.used[ip] = n.clock
 	}
+}
+
+// change begins a change of the network on the disk. In the loop.
+func (n *network) change() Change {
+	return Change{Network: n.def.ID, Counter: n.Counter, Delete: slices.Clone(n.forsaken)}
+}
+
+// save makes a change durable. Not in the loop.
+func (a *Agent) save(c Change) error {
+	if err := a.Store.Save(c); err != nil || len(c.Delete) == 0 {
+		return err
+	}
+	return a.do(context.Background(), func(context.Context) {
+		if n := a.networks[c.Network]; n != nil {
+			n.forsaken = slices.DeleteFunc(n.forsaken, func(id overlay.EndpointID) bool { return slices.Contains(c.Delete, id) })
+		}
+	})
 }
 
 func (n *network) participants() []overlay.NodeID { return slices.Sorted(maps.Keys(n.leases)) }
@@ -227,8 +245,7 @@ func (a *Agent) take(n *network, s overlay.Subnet, asked netip.Addr, workload st
 			}
 		}
 	}
-	if !found && len(a.lost(n.def.ID)) > 0 { // what is kept for a name goes to who needs it now
-		a.shed(n, 1, nil)
+	if !found && a.shed(n, 1, nil) { // what is kept for a name goes to who needs it now
 		return a.take(n, s, asked, workload)
 	}
 	if !found {
@@ -305,12 +322,17 @@ func (a *Agent) sign(n *network, r overlay.Record) (overlay.Signed, error) {
 	return s, nil
 }
 
-// restate gives gossip the records that this node's disk keeps. Before the loop runs.
+// restate gives gossip the records that this node's disk keeps. A new life that had begun when the
+// node was killed goes on. Before the loop runs.
 func (a *Agent) restate(ctx context.Context) {
 	for id, n := range a.networks {
 		lease, ok := n.leases[a.Self]
 		if !ok || len(n.own) == 0 {
 			continue
+		}
+		if a.half(n) {
+			c := a.anew(n)
+			a.background(func() { a.saveInTheEnd(ctx, c) })
 		}
 		records := slices.SortedFunc(maps.Values(n.own), func(x, y overlay.Signed) int { return number(x).Compare(number(y)) })
 		now, cancel := context.WithCancel(ctx)
@@ -322,6 +344,16 @@ func (a *Agent) restate(ctx context.Context) {
 	for _, e := range a.endpoints {
 		a.watch(ctx, e)
 	}
+}
+
+// half says whether an endpoint that stands was stated in an earlier life only.
+func (a *Agent) half(n *network) bool {
+	for _, e := range a.endpoints {
+		if e.Network == n.def.ID && e.state != overlay.EndpointLost && number(n.own[e.ID]).Incarnation != n.Incarnation {
+			return true
+		}
+	}
+	return false
 }
 
 func number(s overlay.Signed) overlay.Version {

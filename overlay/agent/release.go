@@ -13,6 +13,7 @@ const (
 	tidyEvery = 20 * time.Second // how often leases are looked at
 	reserve   = 8                // idle addresses of a family that a lease keeps, or a quarter of those in use
 	slack     = 4                // fewer than that above the reserve are not worth a release
+	maxRuns   = 96               // of a lease, or of what is given up: both must fit in a statement
 )
 
 // usable is the lease without what is barred. In the loop.
@@ -79,14 +80,17 @@ func (a *Agent) giveUp(ctx context.Context, id overlay.NetworkID, choose func(*n
 	defer a.barring.Unlock()
 	var before, barred []overlay.Grant
 	var statement overlay.Release
+	var c Change
 	err := a.do(ctx, func(context.Context) {
 		n, known := a.networks[id]
 		if !known {
 			return
 		}
 		before = n.barred
-		barred = joined(append(slices.Clip(before), choose(n)...))
+		barred = n.giving(choose(n))
 		n.barred = barred
+		c = n.change()
+		c.Barred = &barred
 		statement = overlay.Release{V: 1, Place: a.Facts.Facts().Place, Network: id, Node: a.Self, Grants: barred}
 	})
 	if err != nil || len(barred) == 0 {
@@ -94,13 +98,26 @@ func (a *Agent) giveUp(ctx context.Context, id overlay.NetworkID, choose func(*n
 	}
 	s, err := overlay.Sign(overlay.DomainRelease, a.Key, statement)
 	if err == nil {
-		err = a.Store.Save(Change{Network: id, Barred: &barred})
+		err = a.save(c)
 	}
 	if err != nil { // nobody has seen it: the addresses stay
 		_ = a.do(context.Background(), func(context.Context) { a.network(id).barred = before })
 		return nil, err
 	}
 	return &s, nil
+}
+
+// giving is what is barred with more of the lease given up, as far as neither is in too many pieces
+// then. In the loop.
+func (n *network) giving(runs []overlay.Grant) []overlay.Grant {
+	barred := slices.Clip(n.barred)
+	for _, r := range joined(runs) {
+		more := joined(append(slices.Clone(barred), r))
+		if left, _ := overlay.Split(n.lease.Grants, more); len(more) <= maxRuns && (len(left) <= maxRuns || len(left) <= len(n.lease.Grants)) {
+			barred = more
+		}
+	}
+	return barred
 }
 
 // joined puts runs together that touch, so that a statement stays short.
@@ -188,13 +205,14 @@ func (a *Agent) settle(ctx context.Context, id overlay.NetworkID) error {
 			return
 		}
 		if _, left = overlay.Split(n.lease.Grants, n.barred); len(left) < len(n.barred) {
-			c = Change{Network: id, Grant: &Grant{n.def, n.leases, n.revision}, Barred: &left}
+			c = n.change()
+			c.Grant, c.Barred = &Grant{n.def, n.leases, n.revision}, &left
 		}
 	})
 	if err != nil || c.Grant == nil {
 		return err
 	}
-	if err := a.Store.Save(c); err != nil {
+	if err := a.save(c); err != nil {
 		return err
 	}
 	return a.do(ctx, func(context.Context) {
@@ -204,19 +222,29 @@ func (a *Agent) settle(ctx context.Context, id overlay.NetworkID) error {
 }
 
 // Forgot returns without error when nothing in this node's kernel leads to a removed node any
-// more.
+// more. While it does not have what the others host, entries stay that nobody may want, among them
+// such as lead there.
 func (a *Agent) Forgot(ctx context.Context, node overlay.NodeID) error {
 	var gen uint64
-	knows := false
+	knows, partial := false, ""
 	if err := a.do(ctx, func(context.Context) {
 		if _, knows = a.Facts.Facts().Removals[node]; knows {
+			v := a.view()
+			for id, n := range v.Networks {
+				if v.Partial[id] {
+					partial = n.Name
+				}
+			}
 			gen = a.replan()
 		}
 	}); err != nil {
 		return err
 	}
-	if !knows {
+	switch {
+	case !knows:
 		return overlay.Errorf(overlay.Unavailable, "the removal of node %s has not come here yet", node.Short())
+	case partial != "":
+		return overlay.Errorf(overlay.Unavailable, "this node does not know yet what others host in network %s", partial)
 	}
 	return a.Datapath.Wait(ctx, gen)
 }

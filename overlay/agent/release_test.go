@@ -156,3 +156,28 @@ func TestReleaseOnAFullDisk(t *testing.T) {
 	w.set(func() { w.saveErr = nil })
 	attach(t, a, "b")
 }
+
+// A node that does not have all of what the others host keeps entries that may lead to a removed
+// node: it does not say that it acts by the removal.
+func TestForgot(t *testing.T) {
+	for _, partial := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			a, stop := start(t, w)
+			attach(t, a, "web")
+			stop()
+			if partial {
+				w.syncErr = overlay.Errorf(overlay.Unavailable, "no answer")
+			}
+			f := *w.facts
+			f.Removals = map[overlay.NodeID]overlay.Signed{other: {}}
+			w.facts = &f
+			a, stop = start(t, w)
+			defer stop()
+			time.Sleep(time.Second)
+			if err := a.Forgot(t.Context(), other); (overlay.KindOf(err) == overlay.Unavailable) != partial {
+				t.Errorf("partial is %v: %v", partial, err)
+			}
+		})
+	}
+}

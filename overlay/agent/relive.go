@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"time"
 
 	"github.com/heddle-net/heddle/overlay"
 )
@@ -20,35 +21,61 @@ func (a *Agent) relive(ctx context.Context) {
 			"network", n.def.Name, "theirs", stated, "own", overlay.Version(n.Counter))
 		n.Counter = Counter{Incarnation: stated.Incarnation + 1}
 		n.own = map[overlay.EndpointID]overlay.Signed{}
-		records := []overlay.Record{{Endpoint: overlay.NewID[overlay.EndpointID](random[[16]byte](a)), Deleted: true}} // says that there is a new life, even with nothing in it
-		for _, e := range a.endpoints {
-			if e.Network == id && e.state != overlay.EndpointLost {
-				records = append(records, e.record())
-			}
-		}
-		var changes []Change
-		var all []overlay.Signed
-		for _, r := range records {
-			s, err := a.sign(n, r)
-			if err != nil {
-				a.Log.Error("state an endpoint anew", "endpoint", r.Endpoint, "err", err)
-				continue
-			}
-			all = append(all, s)
-			changes = append(changes, Change{Network: id, Counter: n.Counter, Record: OwnRecord{Network: id, Endpoint: r.Endpoint, Signed: s}})
-		}
+		c := a.anew(n)
 		a.background(func() {
-			for _, c := range changes {
-				if err := a.Store.Save(c); err != nil {
-					a.Log.Error("keep a record that was stated anew", "network", id, "err", err)
-					return // it is stated again when others tell of it
-				}
+			if !a.saveInTheEnd(ctx, c) {
+				return // the next start goes on
 			}
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()
-			if _, err := a.Peers.Publish(wait, id, all, lease); err != nil {
+			if _, err := a.Peers.Publish(wait, id, signed(c), lease); err != nil {
 				a.Log.Error("state endpoints anew", "network", id, "err", err)
 			}
 		})
 	}
+}
+
+// anew is the change that states what stands in a network in the counter's life, where it is not
+// yet, and that there is such a life even with nothing in it. In the loop, or before it runs.
+func (a *Agent) anew(n *network) Change {
+	records := []overlay.Record{{Endpoint: overlay.NewID[overlay.EndpointID](random[[16]byte](a)), Deleted: true}}
+	for _, e := range a.endpoints {
+		if e.Network == n.def.ID && e.state != overlay.EndpointLost && number(n.own[e.ID]).Incarnation != n.Incarnation {
+			records = append(records, e.record())
+		}
+	}
+	c := n.change()
+	for _, r := range records {
+		s, err := a.sign(n, r)
+		if err != nil {
+			a.Log.Error("state an endpoint anew", "endpoint", r.Endpoint, "err", err)
+			continue
+		}
+		c.Records = append(c.Records, OwnRecord{Network: n.def.ID, Endpoint: r.Endpoint, Signed: s})
+	}
+	c.Counter = n.Counter
+	return c
+}
+
+// saveInTheEnd tries until a change is durable, as when the disk is full, or ctx ends.
+func (a *Agent) saveInTheEnd(ctx context.Context, c Change) bool {
+	for {
+		err := a.save(c)
+		if err == nil {
+			return true
+		}
+		a.Log.Error("keep what is stated anew; trying again", "network", c.Network, "err", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(tidyEvery):
+		}
+	}
+}
+
+func signed(c Change) (all []overlay.Signed) {
+	for _, r := range c.Records {
+		all = append(all, r.Signed)
+	}
+	return all
 }

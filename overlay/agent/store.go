@@ -23,14 +23,15 @@ type Saved struct {
 	Barred    map[overlay.NetworkID][]overlay.Grant
 }
 
-// Change is one durable step: rows to keep or drop, and the records that state it.
+// Change is one durable step: rows to keep or drop, and the records that state it. Of two records
+// of one endpoint the higher version stays, and so does the higher counter.
 type Change struct {
 	Network overlay.NetworkID
 	Counter Counter
 	Grant   *Grant // what is known of the network, if the disk does not have it yet
-	Record  OwnRecord
+	Records []OwnRecord
 	Put     *Row
-	Delete  overlay.EndpointID
+	Delete  []overlay.EndpointID
 	Forget  bool             // the network is gone: drop its counter and all its rows and records
 	Barred  *[]overlay.Grant // replaces what is barred, if set
 }
@@ -48,6 +49,9 @@ type OwnRecord struct {
 	Signed   overlay.Signed     `json:"signed"`
 	Released []netip.Addr       `json:"released,omitempty"` // by a tombstone: not to be taken again soon
 }
+
+// Version orders the records of one endpoint.
+func (r OwnRecord) Version() overlay.Version { return number(r.Signed) }
 
 // Row is one of the node's own endpoints as its disk keeps it.
 type Row struct {

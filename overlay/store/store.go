@@ -178,18 +178,18 @@ func (s *Store) Save(c agent.Change) error {
 		if c.Forget {
 			return forget(tx, c.Network)
 		}
+		for _, id := range c.Delete {
+			if err := tx.Bucket(endpoints).Delete([]byte(id)); err != nil {
+				return err
+			}
+		}
 		if c.Put != nil {
 			if err := put(tx, endpoints, []byte(c.Put.ID), c.Put); err != nil {
 				return err
 			}
 		}
-		if c.Delete != "" {
-			if err := tx.Bucket(endpoints).Delete([]byte(c.Delete)); err != nil {
-				return err
-			}
-		}
-		if c.Record.Endpoint != "" {
-			if err := put(tx, records, []byte(string(c.Network)+string(c.Record.Endpoint)), c.Record); err != nil {
+		for _, r := range c.Records {
+			if err := putRecord(tx, r); err != nil {
 				return err
 			}
 		}
@@ -209,6 +209,21 @@ func (s *Store) Save(c agent.Change) error {
 		return s.unwritten("the node's endpoints", err)
 	}
 	return nil
+}
+
+// putRecord keeps the higher version: changes made at the same time may be saved in any order.
+func putRecord(tx *bbolt.Tx, r agent.OwnRecord) error {
+	key := []byte(string(r.Network) + string(r.Endpoint))
+	if b := tx.Bucket(records).Get(key); b != nil {
+		var old agent.OwnRecord
+		if err := json.Unmarshal(b, &old); err != nil {
+			return err
+		}
+		if old.Version().Compare(r.Version()) > 0 {
+			return nil
+		}
+	}
+	return put(tx, records, key, r)
 }
 
 // raise keeps the higher counter: changes made at the same time may be saved in any order.
