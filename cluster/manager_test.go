@@ -508,9 +508,16 @@ func TestFollowersForward(t *testing.T) {
 		if err := h.do("GET", "/v1/networks", nil, &rows); err != nil || !slices.ContainsFunc(rows, func(r overlay.NetworkRow) bool { return r.Name == name }) {
 			t.Errorf("a write is not read back: %v %v", rows, err)
 		}
+		var tok overlay.TokenReply
+		if err := h.do("POST", "/v1/tokens", overlay.TokenRequest{Role: overlay.Worker}, &tok); err != nil {
+			t.Fatal(err)
+		}
+		if w := join(t, h, fmt.Sprintf("w%d", i), tok.Token); w.facts().Nodes[w.id.Node].Role != overlay.Worker {
+			t.Errorf("who joins through a follower is %+v", w.facts().Nodes[w.id.Node])
+		}
 	}
 	var nodes []overlay.NodeRow
-	if err := l.do("GET", "/v1/nodes", nil, &nodes); err != nil || len(nodes) != 3 {
+	if err := l.do("GET", "/v1/nodes", nil, &nodes); err != nil || len(nodes) != 5 {
 		t.Fatalf("%v %v", nodes, err)
 	}
 	status := map[string]int{}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -221,6 +222,9 @@ func (h *Handler) guard(need who, f func(http.ResponseWriter, *http.Request, Cal
 	}
 }
 
+// passedOn says whether a manager asks in another's name. That of a joiner was empty once.
+func passedOn(r *http.Request) bool { return len(r.Header.Values(headerFor)) > 0 }
+
 func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 	p, _ := r.Context().Value(peerKey{}).(peer)
 	if !p.known {
@@ -236,7 +240,7 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 	if h.Credentials.Manager(p.Subject) {
 		by.Role = overlay.Manager
 	}
-	if head := r.Header.Get(headerFor); head != "" {
+	if passedOn(r) {
 		switch {
 		case by.Role == overlay.Manager:
 		case p.Role == overlay.Manager: // demoted a moment ago: its clients go to another
@@ -244,7 +248,7 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 		default:
 			return Caller{}, overlay.Errorf(overlay.Denied, "only managers speak for others")
 		}
-		node, role, _ := strings.Cut(head, " ")
+		node, role, _ := strings.Cut(r.Header.Get(headerFor), " ")
 		by = Caller{overlay.NodeID(node), overlay.Role(role)}
 	} else if need == joiner {
 		return Caller{}, overlay.Errorf(overlay.Denied, "this node is a member already")
@@ -278,13 +282,13 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 		wire.Write(w, nil, err)
 		return
 	}
-	if rt.path == pathJoin && r.Header.Get(headerFor) == "" && h.refuseUnreachable(w, r, body) {
+	if rt.path == pathJoin && !passedOn(r) && h.refuseUnreachable(w, r, body) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(WithRequest(r.Context(), requestID(by, r)), leaderWait)
 	defer cancel()
 	c := call{r, body, by}
-	forwarded := r.Header.Get(headerFor) != ""
+	forwarded := passedOn(r)
 	var last error
 	for {
 		changed := h.Backend.LeaderChanged()
@@ -380,7 +384,7 @@ func (h *Handler) forward(ctx context.Context, leader overlay.NodeID, c call) (*
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set(headerFor, fmt.Sprintf("%s %s", c.by.Node, c.by.Role))
+	req.Header.Set(headerFor, fmt.Sprintf("%s %s", cmp.Or(c.by.Node, nobody), c.by.Role))
 	if id := c.Header.Get(headerRequest); id != "" {
 		req.Header.Set(headerRequest, id)
 	}
