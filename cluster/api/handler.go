@@ -282,8 +282,10 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 		wire.Write(w, nil, err)
 		return
 	}
-	if rt.path == pathJoin && !passedOn(r) && h.refuseUnreachable(w, r, body) {
-		return
+	if rt.path == pathJoin && !passedOn(r) {
+		if body = h.refuseUnreachable(w, r, body); body == nil {
+			return
+		}
 	}
 	ctx, cancel := context.WithTimeout(WithRequest(r.Context(), requestID(by, r)), leaderWait)
 	defer cancel()
@@ -321,20 +323,24 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 	}
 }
 
-// refuseUnreachable dials a joining node back, and answers if that fails.
-func (h *Handler) refuseUnreachable(w http.ResponseWriter, r *http.Request, body []byte) bool {
+// refuseUnreachable dials a joining node back. It returns the rest of the request, which
+// leaders of all versions read, or nil when it has answered.
+func (h *Handler) refuseUnreachable(w http.ResponseWriter, r *http.Request, body []byte) (rest []byte) {
 	var in JoinRequest
 	if err := (call{r, body, Caller{}}).decode(&in); err != nil {
 		wire.Write(w, nil, err)
-		return true
+		return nil
 	}
 	source, _ := netip.ParseAddrPort(r.RemoteAddr)
 	reply, err := h.Backend.DialBack(r.Context(), in, source.Addr().Unmap())
 	if err == nil && len(reply.Blocked) == 0 {
-		return false
+		in.Probe, in.DataPath = nil, netip.AddrPort{}
+		if rest, err = json.Marshal(in); err == nil {
+			return rest
+		}
 	}
 	wire.Write(w, reply, err)
-	return true
+	return nil
 }
 
 // read is a request's whole body.
