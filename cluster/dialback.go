@@ -27,17 +27,24 @@ const (
 	probeSize = 16
 )
 
+// roleOf is the role that a token gives now, or "".
+func (m *Manager) roleOf(t pki.Token) overlay.Role {
+	for _, row := range m.state.View().Tokens {
+		if bytes.Equal(row.Hash, t.Hash()) && row.Live(m.Now().Unix()) {
+			return row.Role
+		}
+	}
+	return ""
+}
+
 // tokenOf checks the secret of a joining node against the tokens.
 func (m *Manager) tokenOf(secret []byte) error {
 	t := pki.Token{}
-	if len(secret) != len(t.Secret) {
+	if copy(t.Secret[:], secret) != len(t.Secret) || len(secret) != len(t.Secret) {
 		return overlay.Errorf(overlay.Invalid, "the join request holds no token")
 	}
-	copy(t.Secret[:], secret)
-	for _, row := range m.state.View().Tokens {
-		if bytes.Equal(row.Hash, t.Hash()) && row.Live(m.Now().Unix()) {
-			return nil
-		}
+	if m.roleOf(t) != "" {
+		return nil
 	}
 	return overlay.Errorf(overlay.Denied, "the join token is unknown here, used up, expired or revoked; make one with `heddle token create worker` on a manager")
 }
@@ -56,6 +63,9 @@ func (m *Manager) Terms(_ context.Context, r api.TermsRequest) (api.Terms, error
 func (m *Manager) DialBack(ctx context.Context, r api.JoinRequest, source netip.Addr) (api.JoinReply, error) {
 	if len(r.Probe) != probeSize || m.tokenOf(r.Secret) != nil {
 		return api.JoinReply{}, nil
+	}
+	if p := m.state.View().Params; r.DataPath.IsValid() && r.DataPath.Addr().Is6() != p.DataPath6 {
+		return api.JoinReply{}, overlay.Errorf(overlay.Denied, "the data path %s is not of the cluster's family; give an address of the other with --data-path-addr", r.DataPath.Addr())
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()

@@ -63,8 +63,8 @@ func (m *Manager) ManagerReady(ctx context.Context, node overlay.NodeID, r api.R
 	return nil
 }
 
-// duties keeps the Raft configuration to the node rows while this manager leads, and streams to
-// those whose certificates count while it does not.
+// duties is what the leader does unasked: it keeps the Raft configuration to the node rows, and
+// what else waits for others. Any manager closes streams of those whose certificates don't count.
 func (m *Manager) duties(ctx context.Context) error {
 	tick := time.NewTicker(dutiesEvery)
 	defer tick.Stop()
@@ -76,6 +76,9 @@ func (m *Manager) duties(ctx context.Context) error {
 		if m.raft.Leads() {
 			if err := m.dropDemoted(ctx); err != nil && ctx.Err() == nil {
 				m.Log.Warn("take former managers out of raft; trying again", "err", err)
+			}
+			if err := m.raiseLevel(ctx); err != nil && ctx.Err() == nil {
+				m.Log.Warn("raise the cluster's feature level; trying again", "err", err)
 			}
 			if err := m.liftFences(ctx, forgot); err != nil && ctx.Err() == nil {
 				m.Log.Warn("free the addresses of removed nodes; trying again", "err", err)

@@ -40,7 +40,7 @@ func (m *Manager) Grant(ctx context.Context, node overlay.NodeID, r api.GrantReq
 		if err == nil {
 			return api.GrantReply{Network: res.Network, Leases: res.Leases, Revision: res.Revision}, nil
 		}
-		if kind := overlay.KindOf(err); try == tries-1 || r.Spare || (kind != overlay.Exhausted && kind != overlay.Exists) {
+		if kind := overlay.KindOf(err); try == tries-1 || r.Spare || m.state.Level() < 2 || (kind != overlay.Exhausted && kind != overlay.Exists) {
 			return reply, err
 		}
 		p := pressing{m: m, network: n, try: try, refused: err}
@@ -115,6 +115,9 @@ func (p *pressing) holders(asker overlay.NodeID, addrs []netip.Addr) []overlay.N
 	v := p.m.state.View()
 	idle := map[overlay.NodeID]int{}
 	for id, s := range v.Leases(p.network.ID) {
+		if r, said := p.m.Observer.Record(id); said && !r.Hello.Reads[string(overlay.DomainRelease)].Has(1) {
+			continue // its build keeps what it has
+		}
 		var l overlay.Lease
 		if id == asker || s.Decode(overlay.DomainLease, &l) != nil || len(l.Grants) == 0 {
 			continue
@@ -190,6 +193,9 @@ func (h holder) Forgot(ctx context.Context, n overlay.NodeID) error {
 // liftFences lets the addresses of removed nodes go to others once every participant of their
 // networks acts by the removal, or time is enough. known keeps who does between the calls.
 func (m *Manager) liftFences(ctx context.Context, known map[overlay.NodeID]map[overlay.NodeID]bool) error {
+	if m.state.Level() < 2 {
+		return nil
+	}
 	for _, f := range m.state.View().Fences() {
 		if known[f.Node] == nil {
 			known[f.Node] = map[overlay.NodeID]bool{}

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +59,8 @@ type Manager struct {
 	state   *state.State
 	raft    *raftnode.Node
 	holders *api.Holders
+
+	admitting sync.RWMutex // held by who makes managers; alone, by who raises the level
 }
 
 var _ api.Backend = (*Manager)(nil)
@@ -123,7 +126,7 @@ func Found(id pki.Identity, f Founding, now time.Time) (*Founded, error) {
 	_, _ = rand.Read(signing)
 	_, _ = rand.Read(gossip)
 	return &Founded{id, state.Init{
-		Place: place, Params: f.Params, CA: ca.Cert.Raw, CAKey: ca.Key,
+		Place: place, Level: state.Level, Params: f.Params, CA: ca.Cert.Raw, CAKey: ca.Key,
 		SigningKeys: [][]byte{signing}, GossipKeys: [][]byte{gossip},
 		Node: state.NewNode{ID: id.Node, Key: id.Public(), Name: f.Name, Control: f.Control, Gossip: f.Gossip},
 	}}, nil
@@ -211,7 +214,10 @@ func propose[R any](ctx context.Context, m *Manager, step string, c state.Comman
 	if req != "" {
 		req += " " + step
 	}
-	b, err := state.Encode(req, c)
+	b, err := state.Encode(m.state.Level(), req, c)
+	if early, ok := errors.AsType[*state.TooNew](err); ok {
+		return result, m.waits(early)
+	}
 	if err != nil {
 		return result, err
 	}

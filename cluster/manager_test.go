@@ -20,6 +20,7 @@ import (
 	"github.com/heddle-net/heddle/cluster/api"
 	"github.com/heddle-net/heddle/cluster/control"
 	"github.com/heddle-net/heddle/cluster/pki"
+	"github.com/heddle-net/heddle/cluster/state"
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/wire"
 )
@@ -53,6 +54,7 @@ type view struct {
 	down   map[overlay.NodeID]bool
 	claims map[overlay.NetworkID][]overlay.Claim
 	routes map[overlay.NodeID][]netip.Prefix
+	old    map[overlay.NodeID]overlay.Hello      // of nodes that run another build
 	unread map[overlay.NetworkID][]overlay.Claim // claims only after a Refresh of their owner
 }
 
@@ -75,7 +77,18 @@ func (v *view) Refresh(_ context.Context, nodes []overlay.NodeID) error {
 func (v *view) Record(n overlay.NodeID) (overlay.NodeRecord, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return overlay.NodeRecord{Routes: v.routes[n]}, true
+	r := overlay.NodeRecord{Routes: v.routes[n], Hello: hello}
+	if old, ok := v.old[n]; ok {
+		r.Hello = old
+	}
+	return r, true
+}
+
+// says makes a node one that says hello so.
+func (v *view) says(h *host, hello overlay.Hello) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.old[h.id.Node] = hello
 }
 
 func (v *view) Peer(n overlay.NodeID) (string, string) {
@@ -126,7 +139,7 @@ func newHost(t *testing.T, name string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &host{t: t, name: name, dir: t.TempDir(), id: id, holder: &keeper{key: id.Key}, view: &view{down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]overlay.Claim{}}}
+	return &host{t: t, name: name, dir: t.TempDir(), id: id, holder: &keeper{key: id.Key}, view: &view{old: map[overlay.NodeID]overlay.Hello{}, down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]overlay.Claim{}}}
 }
 
 func (h *host) facts() *overlay.Facts {
@@ -215,7 +228,13 @@ var anyPort = netip.MustParseAddrPort("127.0.0.1:0")
 
 // found makes a cluster of one manager.
 func found(t *testing.T) (*host, overlay.TokenReply) {
+	return foundAt(t, state.Level, hello)
+}
+
+// foundAt is found at a feature level, by a build that says hello so.
+func foundAt(t *testing.T, level int, says overlay.Hello) (*host, overlay.TokenReply) {
 	h := newHost(t, "n1")
+	h.view.says(h, says)
 	// The port is not known before it listens, and the founding names it: draw one first.
 	probe, err := control.Listen(anyPort, mustCredentials(t), logger())
 	if err != nil {
@@ -227,6 +246,7 @@ func found(t *testing.T) (*host, overlay.TokenReply) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.init.Level = level
 	h.enter(f.Identity, at, []api.Manager{{ID: h.id.Node, Control: at}})
 	h.openManager()
 	if err := h.manager.Bootstrap(f); err != nil {
@@ -508,9 +528,16 @@ func TestFollowersForward(t *testing.T) {
 		if err := h.do("GET", "/v1/networks", nil, &rows); err != nil || !slices.ContainsFunc(rows, func(r overlay.NetworkRow) bool { return r.Name == name }) {
 			t.Errorf("a write is not read back: %v %v", rows, err)
 		}
+		var tok overlay.TokenReply
+		if err := h.do("POST", "/v1/tokens", overlay.TokenRequest{Role: overlay.Worker}, &tok); err != nil {
+			t.Fatal(err)
+		}
+		if w := join(t, h, fmt.Sprintf("w%d", i), tok.Token); w.facts().Nodes[w.id.Node].Role != overlay.Worker {
+			t.Errorf("who joins through a follower is %+v", w.facts().Nodes[w.id.Node])
+		}
 	}
 	var nodes []overlay.NodeRow
-	if err := l.do("GET", "/v1/nodes", nil, &nodes); err != nil || len(nodes) != 3 {
+	if err := l.do("GET", "/v1/nodes", nil, &nodes); err != nil || len(nodes) != 5 {
 		t.Fatalf("%v %v", nodes, err)
 	}
 	status := map[string]int{}

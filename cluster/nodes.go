@@ -22,8 +22,12 @@ func (m *Manager) Join(ctx context.Context, r api.JoinRequest) (reply api.JoinRe
 	if copy(t.Secret[:], r.Secret) != len(t.Secret) || len(r.Secret) != len(t.Secret) {
 		return reply, overlay.Errorf(overlay.Invalid, "the join request holds no token")
 	}
-	if p := m.state.View().Params; r.DataPath.IsValid() && r.DataPath.Addr().Is6() != p.DataPath6 {
-		return reply, overlay.Errorf(overlay.Denied, "the data path %s is not of the cluster's family; give an address of the other with --data-path-addr", r.DataPath.Addr())
+	m.admitting.RLock()
+	defer m.admitting.RUnlock()
+	if m.roleOf(t) == overlay.Manager {
+		if err := m.admits(overlay.Node{Name: r.Name}, func(overlay.NodeID) (overlay.NodeRecord, bool) { return overlay.NodeRecord{Hello: r.Hello}, true }); err != nil {
+			return reply, err
+		}
 	}
 	res, err := propose[state.NodeResult](ctx, m, "join", state.Join{
 		Token: t.Hash(), Now: m.Now().Unix(),
@@ -146,7 +150,7 @@ func (m *Manager) UpdateNode(ctx context.Context, ref string, u overlay.NodeUpda
 	switch u.Role {
 	case "":
 	case overlay.Manager:
-		_, err = propose[state.NodeResult](ctx, m, "role", state.SetRole{Node: row.ID, Role: u.Role})
+		err = m.promote(ctx, row)
 	case overlay.Worker:
 		err = m.demote(ctx, row, "demote")
 	default:
@@ -156,6 +160,16 @@ func (m *Manager) UpdateNode(ctx context.Context, ref string, u overlay.NodeUpda
 		return overlay.NodeRow{}, err
 	}
 	return m.nodeRow(m.state.View().Nodes[row.ID], m.votes()), nil
+}
+
+func (m *Manager) promote(ctx context.Context, row overlay.Node) error {
+	m.admitting.RLock()
+	defer m.admitting.RUnlock()
+	if err := m.admits(row, m.Observer.Record); err != nil {
+		return err
+	}
+	_, err := propose[state.NodeResult](ctx, m, "role", state.SetRole{Node: row.ID, Role: overlay.Manager})
+	return err
 }
 
 func (m *Manager) find(ref string) (overlay.Node, error) {

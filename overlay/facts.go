@@ -13,6 +13,9 @@ type Facts struct {
 	V        int    `json:"v"`
 	Revision uint64 `json:"revision"` // Raft index of the newest change in it
 	Place
+	// Level is the cluster's feature level. Managers that said nothing of it have the first, and
+	// facts without it may lack what their reader did not know: they are fetched anew, whole.
+	Level      int                             `json:"level,omitempty"`
 	Params     Params                          `json:"params"`
 	CA         []byte                          `json:"ca"` // the CA's certificate, DER
 	CAKey      []byte                          `json:"caKey"`
@@ -30,6 +33,7 @@ type Delta struct {
 	V          int               `json:"v"`
 	Revision   uint64            `json:"revision"`
 	Full       *Facts            `json:"full,omitempty"` // the whole state instead of a difference
+	Level      int               `json:"level,omitempty"`
 	Params     *Params           `json:"params,omitempty"`
 	Ring       []RingKey         `json:"ring,omitempty"`
 	GossipKeys [][]byte          `json:"gossipKeys,omitempty"`
@@ -61,6 +65,9 @@ func (d Delta) Apply(f *Facts) *Facts {
 	}
 	if d.GossipKeys != nil {
 		n.GossipKeys = d.GossipKeys
+	}
+	if d.Level != 0 {
+		n.Level = d.Level
 	}
 	if d.Params != nil {
 		n.Params = *d.Params

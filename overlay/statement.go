@@ -44,7 +44,7 @@ func Reads() map[string]Range {
 		string(DomainLease): one, string(DomainIdentity): one, string(DomainRemoval): one,
 		string(DomainNodeRecord): one, string(DomainRecord): one, string(DomainRelease): one, string(DomainRingKey): one,
 		"command": one, "snapshot": one, "facts": one, "api": one, "join": one,
-		"gossip": one, "local": one, "disk": one,
+		"gossip": one, "local": one, "disk": one, "level": {1, Level},
 	}
 }
 

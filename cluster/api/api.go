@@ -193,6 +193,9 @@ const (
 	pathHolderForgot  = "/v1/holder/forgot"
 )
 
+// nobody stands for a joining node, which is no member yet, in headerFor.
+const nobody overlay.NodeID = "joiner"
+
 // Headers between managers, honoured from managers alone, and the ID of a request, by which a
 // retry is recognised.
 const (

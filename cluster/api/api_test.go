@@ -40,7 +40,7 @@ type stub struct {
 }
 
 func newStub() *stub {
-	return &stub{changed: make(chan struct{}), beat: Beat{Leader: "x", Commit: 1 << 40}, facts: overlay.Facts{V: 1, Place: place, Nodes: map[overlay.NodeID]overlay.Node{}}}
+	return &stub{changed: make(chan struct{}), beat: Beat{Leader: "x", Commit: 1 << 40}, facts: overlay.Facts{V: 1, Level: 1, Place: place, Nodes: map[overlay.NodeID]overlay.Node{}}}
 }
 
 func (s *stub) Leader() (overlay.NodeID, bool)                           { return "x", true }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -221,6 +222,9 @@ func (h *Handler) guard(need who, f func(http.ResponseWriter, *http.Request, Cal
 	}
 }
 
+// passedOn says whether a manager asks in another's name. That of a joiner was empty once.
+func passedOn(r *http.Request) bool { return len(r.Header.Values(headerFor)) > 0 }
+
 func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 	p, _ := r.Context().Value(peerKey{}).(peer)
 	if !p.known {
@@ -236,7 +240,7 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 	if h.Credentials.Manager(p.Subject) {
 		by.Role = overlay.Manager
 	}
-	if head := r.Header.Get(headerFor); head != "" {
+	if passedOn(r) {
 		switch {
 		case by.Role == overlay.Manager:
 		case p.Role == overlay.Manager: // demoted a moment ago: its clients go to another
@@ -244,7 +248,7 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 		default:
 			return Caller{}, overlay.Errorf(overlay.Denied, "only managers speak for others")
 		}
-		node, role, _ := strings.Cut(head, " ")
+		node, role, _ := strings.Cut(r.Header.Get(headerFor), " ")
 		by = Caller{overlay.NodeID(node), overlay.Role(role)}
 	} else if need == joiner {
 		return Caller{}, overlay.Errorf(overlay.Denied, "this node is a member already")
@@ -278,13 +282,15 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 		wire.Write(w, nil, err)
 		return
 	}
-	if rt.path == pathJoin && r.Header.Get(headerFor) == "" && h.refuseUnreachable(w, r, body) {
-		return
+	if rt.path == pathJoin && !passedOn(r) {
+		if body = h.refuseUnreachable(w, r, body); body == nil {
+			return
+		}
 	}
 	ctx, cancel := context.WithTimeout(WithRequest(r.Context(), requestID(by, r)), leaderWait)
 	defer cancel()
 	c := call{r, body, by}
-	forwarded := r.Header.Get(headerFor) != ""
+	forwarded := passedOn(r)
 	var last error
 	for {
 		changed := h.Backend.LeaderChanged()
@@ -317,20 +323,24 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, rt route, by Ca
 	}
 }
 
-// refuseUnreachable dials a joining node back, and answers if that fails.
-func (h *Handler) refuseUnreachable(w http.ResponseWriter, r *http.Request, body []byte) bool {
+// refuseUnreachable dials a joining node back. It returns the rest of the request, which
+// leaders of all versions read, or nil when it has answered.
+func (h *Handler) refuseUnreachable(w http.ResponseWriter, r *http.Request, body []byte) (rest []byte) {
 	var in JoinRequest
 	if err := (call{r, body, Caller{}}).decode(&in); err != nil {
 		wire.Write(w, nil, err)
-		return true
+		return nil
 	}
 	source, _ := netip.ParseAddrPort(r.RemoteAddr)
 	reply, err := h.Backend.DialBack(r.Context(), in, source.Addr().Unmap())
 	if err == nil && len(reply.Blocked) == 0 {
-		return false
+		in.Probe, in.DataPath = nil, netip.AddrPort{}
+		if rest, err = json.Marshal(in); err == nil {
+			return rest
+		}
 	}
 	wire.Write(w, reply, err)
-	return true
+	return nil
 }
 
 // read is a request's whole body.
@@ -380,7 +390,7 @@ func (h *Handler) forward(ctx context.Context, leader overlay.NodeID, c call) (*
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set(headerFor, fmt.Sprintf("%s %s", c.by.Node, c.by.Role))
+	req.Header.Set(headerFor, fmt.Sprintf("%s %s", cmp.Or(c.by.Node, nobody), c.by.Role))
 	if id := c.Header.Get(headerRequest); id != "" {
 		req.Header.Set(headerRequest, id)
 	}

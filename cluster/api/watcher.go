@@ -191,7 +191,7 @@ func (w *Watcher) followLocal(ctx context.Context, s Source, swap <-chan struct{
 	health := newHealth()
 	for {
 		f := w.Facts()
-		changed := s.Changed(f.Revision)
+		changed := s.Changed(since(f))
 		if d, ok := next(s, f, w.Self); ok {
 			if err := w.take(d); err != nil {
 				return err
@@ -217,7 +217,16 @@ func (w *Watcher) followLocal(ctx context.Context, s Source, swap <-chan struct{
 // next is what a source has for a node that holds some facts, if it is newer. A source that is
 // behind has nothing.
 func next(s Source, f *overlay.Facts, self overlay.NodeID) (overlay.Delta, bool) {
-	return nextSince(s, f.Place, f.Revision, self)
+	return nextSince(s, f.Place, since(f), self)
+}
+
+// since is the revision that differences build on: none for facts that lack what their reader did
+// not know.
+func since(f *overlay.Facts) uint64 {
+	if f.Level == 0 {
+		return 0
+	}
+	return f.Revision
 }
 
 func nextSince(s Source, p overlay.Place, rev uint64, self overlay.NodeID) (overlay.Delta, bool) {
@@ -280,7 +289,7 @@ func (w *Watcher) follow(ctx context.Context, m overlay.NodeID, swap <-chan stru
 	defer close(stop)
 
 	f := w.Facts()
-	req, err := newRequest(ctx, m, http.MethodGet, fmt.Sprintf("%s?since=%d&epoch=%d", pathWatch, f.Revision, f.Epoch), nil)
+	req, err := newRequest(ctx, m, http.MethodGet, fmt.Sprintf("%s?since=%d&epoch=%d", pathWatch, since(f), f.Epoch), nil)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func TestWatchAndResume(t *testing.T) {
 	m := c.serve(overlay.Manager, newStub())
 	cred, d := c.node(overlay.Worker), &disk{}
 	m.put(5, overlay.Node{ID: nodeID(1), Name: "a"})
-	w, stop := watching(t, cred, d, &overlay.Facts{V: 1, Place: place}, m)
+	w, stop := watching(t, cred, d, &overlay.Facts{V: 1, Level: 1, Place: place}, m)
 	eventually(t, "first facts", func() bool { return w.Facts().Revision == 5 })
 	<-w.Changed()
 	m.put(6, overlay.Node{ID: nodeID(2), Name: "b"})
@@ -105,7 +105,7 @@ func TestWatchFromDisk(t *testing.T) {
 	c := newCluster(t)
 	m := c.serve(overlay.Manager, newStub())
 	m.stop()
-	w, _ := watching(t, c.node(overlay.Worker), &disk{f: &overlay.Facts{V: 1, Place: place, Revision: 3}}, nil, m)
+	w, _ := watching(t, c.node(overlay.Worker), &disk{f: &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 3}}, nil, m)
 	if w.Facts().Revision != 3 {
 		t.Error("stored facts are gone")
 	}
@@ -132,7 +132,7 @@ func TestLeavesBadManagers(t *testing.T) {
 			c := newCluster(t)
 			bad, good := c.serve(overlay.Manager, newStub()), c.serve(overlay.Manager, newStub())
 			bad.beat = tc.beat
-			w, _ := watching(t, c.node(overlay.Worker), &disk{}, &overlay.Facts{V: 1, Place: place, Revision: 3}, bad, good)
+			w, _ := watching(t, c.node(overlay.Worker), &disk{}, &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 3}, bad, good)
 			good.put(4, overlay.Node{ID: nodeID(1)})
 			begin := time.Now()
 			eventually(t, "another manager", func() bool { return w.Facts().Revision == 4 })
@@ -148,7 +148,7 @@ func TestWatchLocal(t *testing.T) {
 	c := newCluster(t)
 	remote, cred := c.serve(overlay.Manager, newStub()), c.node(overlay.Manager)
 	remote.put(5, overlay.Node{ID: nodeID(1)})
-	w, _ := watching(t, cred, &disk{}, &overlay.Facts{V: 1, Place: place}, remote)
+	w, _ := watching(t, cred, &disk{}, &overlay.Facts{V: 1, Level: 1, Place: place}, remote)
 	eventually(t, "facts", func() bool { return w.Facts().Revision == 5 })
 	local := newStub() // behind: it has just begun
 	w.SetLocal(local)
@@ -166,10 +166,10 @@ func TestWatchLocal(t *testing.T) {
 func TestFactsNeverGoBack(t *testing.T) {
 	w := &Watcher{
 		WatcherConfig: WatcherConfig{Client: NewClient("", nil, nil)}, changed: make(chan struct{}, 1),
-		facts: &overlay.Facts{V: 1, Place: place, Revision: 9},
+		facts: &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 9},
 	}
 	full := func(p overlay.Place, rev uint64) overlay.Delta {
-		return overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Place: p, Revision: rev}}
+		return overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Level: 1, Place: p, Revision: rev}}
 	}
 	for _, tc := range []struct {
 		name  string
@@ -188,5 +188,27 @@ func TestFactsNeverGoBack(t *testing.T) {
 		if (err != nil) != tc.fails || w.Facts().Revision != tc.rev {
 			t.Errorf("%s: revision %d, %v", tc.name, w.Facts().Revision, err)
 		}
+	}
+}
+
+// Facts that an older build kept, which lack what it did not know, are fetched anew, once.
+func TestFactsOfAnOlderBuild(t *testing.T) {
+	c := newCluster(t)
+	m, cred := c.serve(overlay.Manager, newStub()), c.node(overlay.Worker)
+	m.put(5, overlay.Node{ID: nodeID(1), Name: "a"})
+	d := &disk{f: &overlay.Facts{V: 1, Place: place, Revision: 5}}
+	w, stop := watching(t, cred, d, nil, m)
+	eventually(t, "whole facts", func() bool { return w.Facts().Level == 1 && len(w.Facts().Nodes) == 1 })
+	stop()
+	_, _ = watching(t, cred, d, nil, m)
+	asked := func() []uint64 {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return slices.Clone(m.sinces)
+	}
+	m.put(6, overlay.Node{ID: nodeID(2), Name: "b"})
+	eventually(t, "difference", func() bool { return slices.Contains(asked(), 5) })
+	if slices.Contains(asked(), 0) {
+		t.Errorf("differences were asked from %v", asked())
 	}
 }

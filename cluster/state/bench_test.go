@@ -28,7 +28,7 @@ func bench(b *testing.B, readers bool, command func(i int) Command) {
 	w := large(b)
 	var entries [][]byte
 	for i := range 7000 { // the pool has 8,192 subnets
-		e, err := Encode(fmt.Sprint("r", i), command(i))
+		e, err := Encode(Level, fmt.Sprint("r", i), command(i))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -22,15 +22,20 @@ type envelope struct {
 // maxReq bounds a request ID in bytes.
 const maxReq = 64
 
-// Encode makes an entry of the log. req is the ID of the writer's request, at most 64 bytes;
-// a retry with the same ID is answered as the first try. An empty one is never recognised.
-func Encode(req string, c Command) ([]byte, error) {
+// Encode makes an entry of the log that every build of the cluster's feature level reads, or
+// returns a [*TooNew]. req is the ID of the writer's request, at most 64 bytes; a retry with
+// the same ID is answered as the first try. An empty one is never recognised.
+func Encode(level int, req string, c Command) ([]byte, error) {
 	if len(req) > maxReq {
 		return nil, overlay.Errorf(overlay.Invalid, "request ID of %d bytes is too long; use at most %d", len(req), maxReq)
 	}
+	c, level, err := written(c, level)
+	if err != nil {
+		return nil, err
+	}
 	body, err := json.Marshal(c)
 	if err == nil {
-		body, err = json.Marshal(envelope{V: 1, Level: Level, Req: req, Kind: c.kind(), Body: body})
+		body, err = json.Marshal(envelope{V: 1, Level: level, Req: req, Kind: c.kind(), Body: body})
 	}
 	if err != nil {
 		return nil, overlay.Errorf(overlay.Internal, "encode command %s: %w", c.kind(), err)
@@ -140,6 +145,8 @@ func blank(k Kind) Command {
 		return new(Release)
 	case KindUnfence:
 		return new(Unfence)
+	case KindSetLevel:
+		return new(SetLevel)
 	}
 	return nil
 }
@@ -160,3 +167,4 @@ func (UpdateNetwork) kind() Kind   { return KindUpdateNetwork }
 func (UpdateParams) kind() Kind    { return KindUpdateParams }
 func (Release) kind() Kind         { return KindRelease }
 func (Unfence) kind() Kind         { return KindUnfence }
+func (SetLevel) kind() Kind        { return KindSetLevel }

@@ -7,10 +7,6 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-// Level is the highest feature level that this build applies. Each command carries the level
-// that it was made for, so that managers of two versions do the same with it.
-const Level = 1
-
 // Kind names a command in the log. The values are part of the format "command".
 type Kind string
 
@@ -31,10 +27,11 @@ const (
 	KindUpdateNetwork   Kind = "update-network"
 	KindUpdateParams    Kind = "update-params"
 	KindUnfence         Kind = "acknowledge-removal"
+	KindSetLevel        Kind = "set-level"
 
 	// Reserved, so that no other command takes their names: rotate-gossip-key,
-	// rotate-signing-key, rotate-ca, recover, set-level, create-service,
-	// update-service, remove-service.
+	// rotate-signing-key, rotate-ca, recover, create-service, update-service,
+	// remove-service.
 )
 
 // Command is one of the command types below. [Encode] makes an entry of the log of it.
@@ -48,6 +45,7 @@ type Command interface {
 // and makes the CA's certificate. Apply answers a [NodeResult].
 type Init struct {
 	overlay.Place
+	Level       int                `json:"level,omitempty"` // that the cluster begins with; 0 is 1
 	Params      overlay.Params     `json:"params"`
 	CA          []byte             `json:"ca"`          // the CA's certificate, DER
 	CAKey       ed25519.PrivateKey `json:"caKey"`       // its private key, 64 bytes
@@ -170,6 +168,12 @@ type UpdateParams struct {
 	AddPools []netip.Prefix `json:"addPools"`
 }
 
+// SetLevel raises the cluster's feature level; a lower one changes nothing. Every manager must
+// read it. Apply answers a [LevelResult].
+type SetLevel struct {
+	Level int `json:"level"`
+}
+
 // Grant gives addresses of a network to a node and makes the node a participant. Apply
 // answers a [GrantResult].
 type Grant struct {
@@ -224,6 +228,12 @@ type NetworkResult struct {
 // ParamsResult answers UpdateParams.
 type ParamsResult struct {
 	Params   overlay.Params
+	Revision uint64
+}
+
+// LevelResult answers SetLevel.
+type LevelResult struct {
+	Level    int
 	Revision uint64
 }
 

@@ -18,7 +18,7 @@ func (s *State) FactsFor(node overlay.NodeID) *overlay.Facts {
 	defer s.mu.Unlock()
 	t := s.t
 	f := &overlay.Facts{
-		V: 1, Revision: t.revision, Place: t.Place, Params: t.Params, CA: t.CA, Ring: t.Ring,
+		V: 1, Revision: t.revision, Place: t.Place, Level: t.level, Params: t.Params, CA: t.CA, Ring: t.Ring,
 		Nodes: map[overlay.NodeID]overlay.Node{}, Removals: t.removals.share(),
 		Networks: map[overlay.NetworkID]overlay.Network{}, Leases: map[overlay.NetworkID]map[overlay.NodeID]overlay.Signed{},
 	}
@@ -100,6 +100,8 @@ func (w *watcher) row(k key) {
 	case tParams:
 		p := t.Params
 		w.d.Params = &p
+	case tLevel:
+		w.d.Level = t.level
 	case tNetwork:
 		if n, ok := t.networks.m[k.network]; ok && (w.all || t.leased[w.node][k.network]) {
 			w.d.Networks = append(w.d.Networks, n.def)

@@ -75,6 +75,7 @@ func story() []Command {
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.2.0.0/24")}, {Prefix: netip.MustParsePrefix("fd00:2::/64"), Gateway: addr("fd00:2::9")}},
 		},
 		UpdateParams{AddPools: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/16")}},
+		SetLevel{Level},
 		RemoveNetwork{netID("red")}, // refused
 	}
 }
@@ -88,14 +89,14 @@ func giveBack(node string, grants ...overlay.Grant) overlay.Signed {
 	return s
 }
 
-// TestGolden pins the formats "command" and "snapshot", version 1: this build writes these
-// bytes, and reads them into the same state.
+// TestGolden pins the formats "command" and "snapshot" at this build's feature level: it writes
+// these bytes, and reads them into the same state.
 func TestGolden(t *testing.T) {
 	var log bytes.Buffer
 	s := New()
 	kinds := map[Kind]bool{}
 	for i, c := range story() {
-		e, err := Encode("req-"+string(rune('a'+i)), c)
+		e, err := Encode(Level, "req-"+string(rune('a'+i)), c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,35 +106,52 @@ func TestGolden(t *testing.T) {
 		}
 		kinds[c.kind()] = true
 	}
-	if len(kinds) != 16 {
+	if len(kinds) != 17 {
 		t.Errorf("the story has %d kinds of command", len(kinds))
 	}
-	golden(t, "commands-v1.jsonl", log.Bytes())
-	golden(t, "snapshot-v1.json", snapshot(t, s))
-
-	kept, err := os.ReadFile("testdata/commands-v1.jsonl")
-	if err != nil {
-		t.Fatal(err)
+	golden(t, "commands-level2.jsonl", log.Bytes())
+	golden(t, "snapshot-level2.json", snapshot(t, s))
+	golden(t, "facts-level2.json", factsText(t, s.FactsFor(nid("w1"))))
+	if got := snapshot(t, replay(t, "commands-level2.jsonl")); !bytes.Equal(got, snapshot(t, s)) {
+		t.Errorf("what was kept gives %s", got)
 	}
-	replayed := New()
-	for i, e := range bytes.Split(bytes.TrimSpace(kept), []byte("\n")) {
-		if _, err := replayed.Apply(uint64(i+1), e); Fatal(err) {
+}
+
+// replay applies a log that is kept.
+func replay(t *testing.T, name string) *State {
+	t.Helper()
+	s := New()
+	for i, e := range kept(t, name) {
+		if _, err := s.Apply(uint64(i+1), e); Fatal(err) {
 			t.Fatal(err)
 		}
 	}
-	golden(t, "snapshot-v1.json", snapshot(t, replayed))
-	facts, err := json.MarshalIndent(replayed.FactsFor(nid("w1")), "", " ")
+	return s
+}
+
+func kept(t *testing.T, name string) [][]byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "facts-v1.json", append(facts, '\n'))
+	return bytes.Split(bytes.TrimSpace(b), []byte("\n"))
+}
+
+func factsText(t *testing.T, f *overlay.Facts) []byte {
+	t.Helper()
+	b, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(b, '\n')
 }
 
 // FuzzApply gives any bytes to two states in different stages of life: they agree, do not
 // panic, and a snapshot of what comes out can be restored.
 func FuzzApply(f *testing.F) {
 	for i, c := range story() {
-		e, err := Encode(string(rune('a'+i)), c)
+		e, err := Encode(Level, string(rune('a'+i)), c)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -144,7 +162,7 @@ func FuzzApply(f *testing.F) {
 		for n := 0; n < len(story()); n += 5 {
 			a, b := New(), New()
 			for i, c := range story()[:n] {
-				e, _ := Encode("", c)
+				e, _ := Encode(Level, "", c)
 				a.Apply(uint64(i+1), e)
 			}
 			if err := b.Restore(bytes.NewReader(snapshot(t, a))); err != nil {
@@ -191,7 +209,7 @@ func FuzzRestore(f *testing.F) {
 			t.Fatal(err)
 		}
 		for i, c := range story() {
-			e, _ := Encode("", c)
+			e, _ := Encode(Level, "", c)
 			a.Apply(a.t.applied+1, e)
 			b.Apply(b.t.applied+1, e)
 			if x, y := snapshot(t, a), snapshot(t, b); !bytes.Equal(x, y) {

@@ -26,8 +26,11 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	}
 	p := t.pools[c.Network]
 	picked, err := t.pick(c, n, p)
-	if err != nil || len(picked) == 0 { // it has all that it asks for
-		return out, err
+	if err != nil {
+		return ref{}, err
+	}
+	if len(picked) == 0 { // it has all that it asks for
+		return out, nil
 	}
 	held := p.held[c.Node]
 	_, was := n.leases[c.Node]

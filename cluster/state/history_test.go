@@ -64,6 +64,8 @@ func anyCommand(t *rapid.T) Command {
 		return u
 	case 21:
 		return UpdateParams{AddPools: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(63, 130).Draw(t, "pool")), 0, 0}), 16)}}
+	case 22:
+		return SetLevel{rapid.IntRange(1, Level).Draw(t, "level")}
 	default:
 		g := Grant{Network: netID(network), Node: nid(node), Want: rapid.IntRange(0, 3).Draw(t, "want"), Spare: rapid.Bool().Draw(t, "spare"), Now: sometime(t)}
 		for range rapid.IntRange(0, 2).Draw(t, "named") {
@@ -100,7 +102,9 @@ func anyRelease(t *rapid.T, node, network string) overlay.Signed {
 func TestAnyHistory(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
-		w.do(initCmd(), CreateToken{token("t1", overlay.Worker)}, join("n1", "t1"), join("n2", "t1"), network4("a", "10.1.0.0/28"))
+		begin := initCmd()
+		begin.Level = rapid.IntRange(1, Level).Draw(t, "begins at level")
+		w.do(begin, CreateToken{token("t1", overlay.Worker)}, join("n1", "t1"), join("n2", "t1"), network4("a", "10.1.0.0/28"))
 		follow := map[string]seen{}
 		middle, restored := 0, New()
 		n := rapid.IntRange(20, 80).Draw(t, "commands")
@@ -109,10 +113,16 @@ func TestAnyHistory(t *testing.T) {
 			if rapid.IntRange(0, 9).Draw(t, "with ID") == 0 {
 				req = fmt.Sprint("r", rapid.IntRange(0, 30).Draw(t, "req"))
 			}
-			before := w.s.View().Revision
-			_, err := w.tryReq(req, anyCommand(t))
-			if rev := w.s.View().Revision; err != nil && rev != before {
+			before, c := w.s.View(), anyCommand(t)
+			if _, err := Encode(before.Level, req, c); err != nil {
+				continue // not at this level
+			}
+			_, err := w.tryReq(req, c)
+			if rev := w.s.View().Revision; err != nil && rev != before.Revision {
 				t.Fatalf("a refused command made revision %d", rev)
+			}
+			if level := w.s.Level(); level < before.Level {
+				t.Fatalf("%s made level %d of %d", c.kind(), level, before.Level)
 			}
 			soundness(t, w)
 			for _, name := range someNodes {

@@ -18,6 +18,7 @@ const (
 	tKeys    // ring and gossip keys
 	tToken   // no node sees it
 	tParams
+	tLevel
 )
 
 // key names a row that changed.

@@ -19,7 +19,7 @@ func TestUnreadable(t *testing.T) {
 		{"no JSON", `{`, "no command"},
 		{"null", `null`, "command version 0"},
 		{"later version", `{"v":2,"level":1,"kind":"grant","body":{},"more":1}`, "command version 2"},
-		{"higher level", `{"v":1,"level":2,"kind":"grant","body":{}}`, "feature level 2"},
+		{"higher level", `{"v":1,"level":3,"kind":"grant","body":{}}`, "feature level 3"},
 		{"no level", `{"v":1,"kind":"grant","body":{}}`, "feature level 0"},
 		{"unknown kind", `{"v":1,"level":1,"kind":"dance","body":{}}`, `"dance" is unknown`},
 		{"reserved kind", `{"v":1,"level":1,"kind":"recover","body":{}}`, `"recover" is unknown`},
@@ -46,7 +46,7 @@ func TestUnreadable(t *testing.T) {
 	if _, err := w.s.Apply(w.index, w.log[0]); !Fatal(err) {
 		t.Errorf("an index twice: %v", err)
 	}
-	if _, err := Encode(strings.Repeat("x", 65), Grant{}); err == nil {
+	if _, err := Encode(Level, strings.Repeat("x", 65), Grant{}); err == nil {
 		t.Error("a long request ID was encoded")
 	}
 }
@@ -65,7 +65,7 @@ func TestBadSnapshots(t *testing.T) {
 		{"nothing", "", "can't be read"},
 		{"cut short", good[:len(good)/2], "can't be read"},
 		{"later version", replaced(`{"v":1`, `{"v":2`), "snapshot version 2"},
-		{"higher level", replaced(`"level":1`, `"level":9`), "feature level 9"},
+		{"higher level", replaced(`"level":2`, `"level":9`), "feature level 9"},
 		{"unknown field", replaced(`"applied"`, `"x":1,"applied"`), "can't be read"},
 		{"no key", replaced(`"signingKeys":[`, `"signingKeys":[],"tokens":{},"members":{},"done":[],"gossipKeys":[`), "malformed"},
 		{"VNI twice", replaced(`"vni":8388608`, `"vni":8388609`), "twice"},
@@ -115,7 +115,7 @@ func TestRetry(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, s := range []*State{w.s, restored} {
-				e, _ := Encode(tc.req, tc.cmd)
+				e, _ := Encode(Level, tc.req, tc.cmd)
 				again, err2 := s.Apply(w.index+1, e)
 				if asJSON(t, first) != asJSON(t, again) || fmt.Sprint(err1) != fmt.Sprint(err2) || overlay.KindOf(err1) != overlay.KindOf(err2) {
 					t.Errorf("%v %v, then %v %v", first, err1, again, err2)

@@ -34,7 +34,8 @@ func (c Init) apply(t *tables, index uint64) (ref, error) {
 		t.setCluster(none)
 		return ref{}, err
 	}
-	t.changed(key{table: tKeys})
+	t.level = max(1, c.Level)
+	t.changed(key{table: tKeys}, key{table: tLevel})
 	return ref{Node: c.Node.ID}, nil
 }
 
@@ -55,6 +56,8 @@ func (c Init) validate() error {
 		return bad("the signing keys are no 1 to 8 seeds of %d bytes", ed25519.SeedSize)
 	case len(c.GossipKeys) == 0 || len(c.GossipKeys) > 8 || !allOfLen(c.GossipKeys, 32):
 		return bad("the gossip keys are no 1 to 8 keys of 32 bytes")
+	case c.Level < 0 || c.Level > Level:
+		return bad("feature level %d is unknown", c.Level)
 	case c.Params.DataPathPort == 0:
 		return bad("there is no data-path port; use 4789")
 	}

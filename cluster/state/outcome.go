@@ -72,6 +72,8 @@ func (t *tables) answer(o outcome) (any, error) {
 		return TokenResult{tok, t.revision}, nil
 	case KindUpdateParams:
 		return ParamsResult{t.Params, t.revision}, nil
+	case KindSetLevel:
+		return LevelResult{t.level, t.revision}, nil
 	case KindCreateNetwork, KindUpdateNetwork:
 		n, ok := t.networks.m[o.Network]
 		if !ok {

@@ -14,7 +14,8 @@ import (
 // Snapshot is a captured state. It is immutable. It holds the cluster's secrets.
 type Snapshot struct{ f snapshotFile }
 
-// snapshotFile is the format "snapshot". What follows from these rows is not in it.
+// snapshotFile is the format "snapshot". Its level is the cluster's: a build that reads the
+// cluster's commands reads its snapshots. What follows from these rows is not in it.
 type snapshotFile struct {
 	V        int    `json:"v"`
 	Level    int    `json:"level"`
@@ -42,7 +43,7 @@ func (s *State) Snapshot() *Snapshot {
 	defer s.mu.Unlock()
 	t := s.t
 	f := snapshotFile{
-		V: 1, Level: Level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
+		V: 1, Level: t.level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
 		Nodes: t.nodes.share(), Members: t.members.share(), Removals: t.removals.share(), Tokens: t.tokens.share(),
 		Networks: make(map[overlay.NetworkID]snapshotNetwork, len(t.networks.m)), Done: t.done.ordered(),
 	}
@@ -95,7 +96,7 @@ func (f *snapshotFile) tables() (*tables, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	t.applied, t.revision = f.Applied, f.Revision
+	t.applied, t.revision, t.level = f.Applied, f.Revision, f.Level
 	t.setCluster(f.cluster)
 	for id, row := range f.Nodes {
 		if _, twice := t.byName[row.Name]; twice || row.ID != id {

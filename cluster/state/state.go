@@ -89,6 +89,13 @@ func (s *State) Changed(rev uint64) <-chan struct{} {
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
+// Level is the cluster's feature level.
+func (s *State) Level() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.t.level
+}
+
 // View is the state for readers, at one revision. It is cheap, and never changes.
 func (s *State) View() *View {
 	s.mu.Lock()
@@ -96,7 +103,7 @@ func (s *State) View() *View {
 	if s.view == nil {
 		t := s.t
 		s.view = &View{
-			Revision: t.revision, Place: t.Place, Params: t.Params, CA: t.CA, CAKey: t.CAKey, Ring: t.Ring, GossipKeys: t.GossipKeys,
+			Revision: t.revision, Place: t.Place, Level: t.level, Params: t.Params, CA: t.CA, CAKey: t.CAKey, Ring: t.Ring, GossipKeys: t.GossipKeys,
 			Nodes: t.nodes.share(), Removals: t.removals.share(), Tokens: t.tokens.share(), networks: t.networks.share(), members: t.members.share(),
 		}
 	}

@@ -13,6 +13,7 @@ import (
 type tables struct {
 	applied  uint64 // index of the newest entry
 	revision uint64 // index of the newest entry that changed a row
+	level    int    // the cluster's feature level
 	cluster
 	nodes    cow[overlay.NodeID, overlay.Node]
 	removals cow[overlay.NodeID, overlay.Signed]
@@ -83,6 +84,7 @@ type pool struct {
 
 func newTables() *tables {
 	return &tables{
+		level: 1,
 		nodes: newCow[overlay.NodeID, overlay.Node](), removals: newCow[overlay.NodeID, overlay.Signed](),
 		networks: newCow[overlay.NetworkID, *network](), tokens: newCow[string, Token](),
 		members: newCow[overlay.NodeID, member](), done: outcomes{byReq: map[string]int{}},

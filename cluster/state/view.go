@@ -14,6 +14,7 @@ import (
 type View struct {
 	Revision uint64 // Raft index of the newest change; 0 before Init
 	overlay.Place
+	Level      int // the cluster's feature level
 	Params     overlay.Params
 	CA         []byte             // certificate, DER
 	CAKey      ed25519.PrivateKey // secret

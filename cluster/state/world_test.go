@@ -39,7 +39,7 @@ func (w *world) try(c Command) (any, error) { return w.tryReq("", c) }
 
 func (w *world) tryReq(req string, c Command) (any, error) {
 	w.Helper()
-	e, err := Encode(req, c)
+	e, err := Encode(w.s.View().Level, req, c)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func node(name string) NewNode {
 
 func initCmd() Init {
 	return Init{
-		Place: overlay.Place{Cluster: "c0ffee", Epoch: 1},
+		Place: overlay.Place{Cluster: "c0ffee", Epoch: 1}, Level: Level,
 		Params: overlay.Params{
 			DataPathPort: 4789, PoolBits4: 24, PoolBits6: 64,
 			Pools: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/11"), netip.MustParsePrefix("fd12:3456:789a::/48")},

@@ -34,6 +34,7 @@ type Host struct {
 	lastID int
 	procs  map[int]*Process
 	daemon *Process
+	heddle string // the program, where it is not the one in the PATH
 }
 
 func newHost(l *Lab, n int, cfg Config) (*Host, error) {
@@ -175,6 +176,21 @@ func (h *Host) ip(lines string) error {
 	return ipBatch(f, lines)
 }
 
+// Install makes a file the host's program heddle, for what is started from now on.
+func (h *Host) Install(file string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.heddle = file
+}
+
+// program is a command line with the host's own heddle.
+func (h *Host) program(args []string) []string {
+	if args[0] != "heddle" || h.heddle == "" {
+		return args
+	}
+	return append([]string{h.heddle}, args[1:]...)
+}
+
 // Start starts a process in the host. It does not wait for its end.
 func (h *Host) Start(c Command) (*Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -191,6 +207,7 @@ func (h *Host) Start(c Command) (*Process, error) {
 	h.mu.Lock()
 	h.lastID++
 	p := newProcess(h, h.lastID, c)
+	args := h.program(c.Args)
 	err = h.fail
 	if err == nil {
 		h.procs[p.id] = p
@@ -199,7 +216,7 @@ func (h *Host) Start(c Command) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name(), err)
 	}
-	err = send(h.conn, request{ID: p.id, Args: c.Args, Env: c.Env, Notify: c.Notify, Restart: c.Restart, Foreground: c.Foreground}, files...)
+	err = send(h.conn, request{ID: p.id, Args: args, Env: c.Env, Notify: c.Notify, Restart: c.Restart, Foreground: c.Foreground}, files...)
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name(), err)
 	}

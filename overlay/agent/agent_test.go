@@ -72,7 +72,7 @@ func newWorld() *world {
 	return &world{
 		factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
 		broken: map[datapath.Owner]error{}, inodes: map[string]uint64{}, boot: "b1", saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
-		facts: &overlay.Facts{V: 1, Place: place, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
+		facts: &overlay.Facts{V: 1, Place: place, Level: overlay.Level, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
 			other: {ID: other, Name: "bee"},
 		}},
 	}

@@ -300,7 +300,7 @@ func (a *Agent) topUp(ctx context.Context, n *network) {
 		if err == nil {
 			err = a.do(ctx, func(context.Context) { a.know(g.Network, g.Leases, g.Revision) })
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && overlay.KindOf(err) != overlay.Exhausted {
 			a.Log.Warn("refill of a lease failed; the next attach tries again", "network", id, "err", err)
 		}
 		_ = a.do(context.Background(), func(context.Context) { n.refill = nil })

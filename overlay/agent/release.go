@@ -167,6 +167,9 @@ func (a *Agent) shrink(ctx context.Context, id overlay.NetworkID) error {
 	if err := a.settle(ctx, id); err != nil {
 		return err
 	}
+	if a.Facts.Facts().Level < 2 {
+		return nil // managers that take nothing back
+	}
 	s, err := a.giveUp(ctx, id, func(n *network) (runs []overlay.Grant) {
 		for i, v4 := range []bool{true, false} {
 			idle, used := a.idle(n, v4)

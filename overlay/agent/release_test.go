@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -31,6 +32,27 @@ func (w *world) set(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f()
+}
+
+// Managers of the first feature level take nothing back: what idles stays, and is not barred.
+func TestALeaseStaysAtTheFirstLevel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.size, w.limit, w.facts.Level = 72, 72, 1
+		a, _ := start(t, w)
+		attach(t, a, "web")
+		time.Sleep(5 * time.Minute)
+		if n := held(w.leased(), true); n != 72 {
+			t.Errorf("%d of 72 addresses are leased", n)
+		}
+		_ = a.do(t.Context(), func(context.Context) {
+			for _, n := range a.networks {
+				if len(n.barred) > 0 {
+					t.Errorf("barred are %v", n.barred)
+				}
+			}
+		})
+	})
 }
 
 // 60 attached and 55 detached: what idles goes back within two minutes, and nothing that is

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -82,10 +83,47 @@ func (a *answering) close() {
 	a.wg.Wait()
 }
 
-// terms asks a manager what this node must know before it joins.
-func terms(ctx context.Context, c *api.JoinConn) (api.Terms, error) {
+// terms are what this node must know before it joins. The first builds tell none, and dial nobody
+// back.
+type terms struct{ api.Terms }
+
+func (t terms) none() bool { return t.V == 0 }
+
+// six is the family of the data path, where it is known.
+func (t terms) six() *bool {
+	if t.none() {
+		return nil
+	}
+	return &t.DataPath6
+}
+
+// termsOf asks a manager.
+func termsOf(ctx context.Context, c *api.JoinConn) (t terms, err error) {
 	defer c.Close()
-	return c.Terms(ctx)
+	if t.Terms, err = c.Terms(ctx); overlay.KindOf(err) == overlay.NotFound {
+		return terms{}, nil
+	}
+	return t, err
+}
+
+// ask sends the join request, and answers the manager that dials this node back meanwhile.
+func (d *Daemon) ask(ctx context.Context, c *api.JoinConn, at store.Addresses, t terms, r api.JoinRequest) (api.JoinReply, error) {
+	if t.none() {
+		return c.Join(ctx, r)
+	}
+	r.Probe = make([]byte, 16)
+	_, _ = rand.Read(r.Probe)
+	a, dataPath, err := answer(at, d.cfg.GossipPort, t.DataPathPort, r.Probe)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	defer a.close()
+	r.DataPath = dataPath
+	reply, err := c.Join(ctx, r)
+	if err == nil && len(reply.Blocked) > 0 {
+		err = d.unreachable(reply, r)
+	}
+	return reply, err
 }
 
 // unreachable is why a node that a manager can't dial back was not taken in: a line for each

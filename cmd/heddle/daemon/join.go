@@ -236,7 +236,7 @@ func (d *Daemon) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay
 			last = err
 			continue
 		}
-		t, err := terms(ctx, c)
+		t, err := termsOf(ctx, c)
 		if err != nil {
 			return reply, err
 		}
@@ -249,8 +249,8 @@ func (d *Daemon) Join(ctx context.Context, r overlay.JoinRequest) (reply overlay
 	return reply, last
 }
 
-func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinRequest, t api.Terms) (reply overlay.MemberReply, err error) {
-	at, err := d.resolve("join", c.Local(), r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr, &t.DataPath6)
+func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinRequest, t terms) (reply overlay.MemberReply, err error) {
+	at, err := d.resolve("join", c.Local(), r.AdvertiseAddr, r.ListenAddr, r.DataPathAddr, t.six())
 	if err != nil {
 		return reply, err
 	}
@@ -297,23 +297,6 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 	}
 	reply.Warnings = append(reply.Warnings, m.gossip.Load().Conflicts()...)
 	return reply, nil
-}
-
-// ask sends the join request, and answers the manager that dials this node back meanwhile.
-func (d *Daemon) ask(ctx context.Context, c *api.JoinConn, at store.Addresses, t api.Terms, r api.JoinRequest) (api.JoinReply, error) {
-	r.Probe = make([]byte, 16)
-	_, _ = rand.Read(r.Probe)
-	a, dataPath, err := answer(at, d.cfg.GossipPort, t.DataPathPort, r.Probe)
-	if err != nil {
-		return api.JoinReply{}, err
-	}
-	defer a.close()
-	r.DataPath = dataPath
-	reply, err := c.Join(ctx, r)
-	if err == nil && len(reply.Blocked) > 0 {
-		err = d.unreachable(reply, r)
-	}
-	return reply, err
 }
 
 // readyTime is how long a join waits for contact with another member, without which it is

@@ -96,7 +96,7 @@ func (m *member) build(first *overlay.Facts) error {
 	}
 	m.agent, err = agent.New(agent.Config{
 		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key, Boot: bootID(), Underlay: m.at.Underlay,
-		Facts: factsOf{m}, Control: controlOf{m.client}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
+		Facts: factsOf{m}, Control: controlOf{m}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
 		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
 	})
 	m.holder.Store(m.agent)
@@ -355,7 +355,7 @@ func (f factsOf) Facts() *overlay.Facts    { return f.m.facts() }
 func (f factsOf) Changed() <-chan struct{} { return f.m.news }
 
 // controlOf lets the agent ask the managers.
-type controlOf struct{ client *api.Client }
+type controlOf struct{ *member }
 
 func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (agent.Grant, error) {
 	g, err := c.client.Grant(ctx, api.GrantRequest{Network: network, Want: want, Addrs: addrs})
@@ -363,7 +363,7 @@ func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []
 }
 
 func (c controlOf) Refill(ctx context.Context, network overlay.NetworkID) (agent.Grant, error) {
-	g, err := c.client.Grant(ctx, api.GrantRequest{Network: string(network), Spare: true})
+	g, err := c.client.Grant(ctx, api.GrantRequest{Network: string(network), Spare: c.facts().Level >= 2})
 	return agent.Grant(g), err
 }
 

@@ -5,6 +5,8 @@ package daemon
 import (
 	"context"
 	"io"
+	"net/http"
+	"strings"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/local"
@@ -50,6 +52,9 @@ func (n node) Cluster(ctx context.Context, method, path string, body []byte) (in
 	if err != nil {
 		return 0, nil, err
 	}
+	if err := m.waits(method, path); err != nil {
+		return 0, nil, err
+	}
 	resp, err := m.client.Do(ctx, method, path, body)
 	if err != nil {
 		return 0, nil, err
@@ -60,6 +65,27 @@ func (n node) Cluster(ctx context.Context, method, path string, body []byte) (in
 		return 0, nil, overlay.Errorf(overlay.Unavailable, "read the manager's answer: %w", err)
 	}
 	return resp.StatusCode, answer, nil
+}
+
+// waits refuses a change that a manager may not know, and would call unknown.
+func (m *member) waits(method, path string) error {
+	doing := ""
+	switch {
+	case method != http.MethodPatch || m.facts().Level >= 2:
+	case path == "/v1/cluster":
+		doing = "adding an address pool"
+	case strings.HasPrefix(path, "/v1/networks/"):
+		doing = "updating a network"
+	}
+	if behind := m.behind(2); doing != "" && len(behind) > 0 {
+		return overlay.Waits(doing, 2, behind)
+	}
+	return nil
+}
+
+// behind names the managers that don't read a feature level.
+func (m *member) behind(level int) []string {
+	return overlay.Behind(level, m.facts().Managers(), m.gossip.Load().Record)
 }
 
 // Here completes a network's row with what this node has of it in its kernel.

@@ -88,6 +88,9 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 			out = append(out, fmt.Sprintf("node %s (%s) does not answer; start it, or remove it for good with `heddle node rm %s`", p.Name, p.Addr, p.Name))
 		}
 	}
+	if behind := m.behind(overlay.Level); len(behind) > 0 && m.facts().Level < overlay.Level {
+		out = append(out, fmt.Sprintf("feature level %d (%s) waits for %s; upgrade heddle there", overlay.Level, overlay.Features, strings.Join(behind, ", ")))
+	}
 	out = append(out, m.gossip.Load().Conflicts()...)
 	for _, e := range s.Endpoints {
 		if e.State == overlay.EndpointLost {
