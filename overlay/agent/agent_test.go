@@ -160,6 +160,7 @@ func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Sign
 	}
 	return w.silent, nil
 }
+
 func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -148,7 +148,10 @@ func TestARowThatCouldNotBeDeleted(t *testing.T) {
 		w.set(func() { w.broken["eth0"] = overlay.Errorf(overlay.Exists, "foreign eth0") })
 		_, free := w.slowDown(deletes)
 		failed := make(chan error, 1)
-		go func() { _, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue"}); failed <- err }()
+		go func() {
+			_, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue"})
+			failed <- err
+		}()
 		synctest.Wait()
 		free(errKilled)
 		if err := <-failed; err == nil {
