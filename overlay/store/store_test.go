@@ -38,7 +38,9 @@ func stated(id overlay.NetworkID, e overlay.EndpointID, incarnation, number uint
 func TestSaveAndLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "node.db")
 	s := open(t, path)
-	row := func(id overlay.NetworkID, e overlay.EndpointID) *agent.Row { return &agent.Row{V: 1, Network: id, ID: e} }
+	row := func(id overlay.NetworkID, e overlay.EndpointID) *agent.Row {
+		return &agent.Row{V: 1, Network: id, ID: e}
+	}
 	barred := []overlay.Grant{}
 	for i, c := range []agent.Change{
 		{Network: blue, Counter: agent.Counter{Incarnation: 1, Number: 7}, Put: row(blue, web), Records: []agent.OwnRecord{stated(blue, web, 1, 7)}},
