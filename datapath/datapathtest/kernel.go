@@ -20,11 +20,36 @@ type Kernel struct {
 	log       []datapath.Op
 	fail      func(datapath.Op) error
 	reads     int
+	news      []datapath.News
+	lost      bool
+	stirred   chan struct{}
 }
 
 // NewKernel is a kernel that holds nothing.
 func NewKernel() *Kernel {
-	return &Kernel{state: datapath.NewState(), workloads: map[string]uint64{}, foreign: map[datapath.LinkKey]bool{}}
+	return &Kernel{state: datapath.NewState(), workloads: map[string]uint64{}, foreign: map[datapath.LinkKey]bool{}, stirred: make(chan struct{}, 1)}
+}
+
+// Tell notifies of changes; without news it says that some were lost.
+func (k *Kernel) Tell(news ...datapath.News) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.news, k.lost = append(k.news, news...), k.lost || len(news) == 0
+	select {
+	case k.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// Stirred signals after Tell.
+func (k *Kernel) Stirred() <-chan struct{} { return k.stirred }
+
+// TakeNews is what was told.
+func (k *Kernel) TakeNews() (news []datapath.News, lost bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	news, lost, k.news, k.lost = k.news, k.lost, nil, false
+	return news, lost
 }
 
 // String is the state as sorted lines.

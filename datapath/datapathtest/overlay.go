@@ -77,6 +77,14 @@ func (e Endpoint) MAC() datapath.MAC {
 // Owner is the endpoint's ID.
 func (e Endpoint) Owner() datapath.Owner { return datapath.Owner(fmt.Sprintf("endpoint%d", e.N)) }
 
+// where is the namespace that the endpoint is in.
+func (e Endpoint) where() datapath.NS {
+	if e.Make != "" {
+		return datapath.Namespace{Name: e.Make}.NS()
+	}
+	return e.NS
+}
+
 func (e Endpoint) add(c *datapath.Config, ns datapath.NS) {
 	for _, ip := range []netip.Addr{e.IPv4(), e.IPv6()} {
 		c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: "br0", IP: ip, MAC: e.MAC(), Owner: e.Owner()})
@@ -86,10 +94,9 @@ func (e Endpoint) add(c *datapath.Config, ns datapath.NS) {
 		return
 	}
 	if e.Make != "" {
-		n := datapath.Namespace{Name: e.Make, Owner: e.Owner()}
-		e.NS = n.NS()
-		c.Namespaces = append(c.Namespaces, n)
+		c.Namespaces = append(c.Namespaces, datapath.Namespace{Name: e.Make, Owner: e.Owner()})
 	}
+	e.NS = e.where()
 	port := fmt.Sprintf("e%d", e.N)
 	c.Links = append(c.Links, datapath.Link{
 		NS: ns, Name: port, Owner: e.Owner(), Kind: datapath.Veth, MAC: datapath.MAC{2, 0x64, 1, byte(e.N >> 16), byte(e.N >> 8), byte(e.N)}, MTU: 1450,
@@ -121,7 +128,7 @@ func (o Overlay) Open() datapath.Config {
 		c.Routes = append(c.Routes, datapath.Route{NS: ns, Link: "up0", Prefix: dst, Via: host.Addr(), Metric: 1000, Owner: owner})
 		for _, e := range o.Endpoints {
 			if !e.VTEP.IsValid() {
-				c.Routes = append(c.Routes, datapath.Route{NS: e.NS, Link: "eth0", Prefix: dst, Via: netip.MustParseAddr(way.gateway), Metric: 1000, Owner: e.Owner()})
+				c.Routes = append(c.Routes, datapath.Route{NS: e.where(), Link: "eth0", Prefix: dst, Via: netip.MustParseAddr(way.gateway), Metric: 1000, Owner: e.Owner()})
 			}
 		}
 	}

@@ -144,7 +144,7 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 		}
 		defer f.Close()
 		err = netns.Do(f, func() (err error) {
-			k.nft, err = nftables.New(nftables.AsLasting())
+			k.nft, err = k.newNFT()
 			return err
 		})
 		if err != nil {

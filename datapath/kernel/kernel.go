@@ -37,6 +37,10 @@ type Kernel struct {
 	foreign map[string]uint64       // names in Netns that are known not to be heddle's, by inode
 	nftMu   sync.Mutex              // guards nft
 	nft     *nftables.Conn          // nil until needed, and after an error
+	nftIDs  *portIDs
+
+	newsroom *newsroom
+	names    *nameWatch // nil before the first namespace of heddle's
 }
 
 // New prepares access; nothing is opened before it is needed.
@@ -44,7 +48,7 @@ func New(cfg Config) *Kernel {
 	if cfg.Netns == "" {
 		cfg.Netns = netns.Run
 	}
-	return &Kernel{cfg: cfg, own: map[string]*handle{}, guests: map[datapath.NS]*handle{}, foreign: map[string]uint64{}}
+	return &Kernel{cfg: cfg, own: map[string]*handle{}, guests: map[datapath.NS]*handle{}, foreign: map[string]uint64{}, nftIDs: &portIDs{}, newsroom: newNewsroom()}
 }
 
 // Close closes what is open. The kernel's objects stay.
@@ -57,6 +61,10 @@ func (k *Kernel) Close() {
 	if k.host != nil {
 		k.host.close()
 		k.host = nil
+	}
+	if k.names != nil {
+		k.names.close()
+		k.names = nil
 	}
 	k.closeNFT()
 }
@@ -79,6 +87,7 @@ type handle struct {
 	// packets is a socket to send frames by, 0 before the first. To close one takes the kernel
 	// some 20 ms, so that it stays open.
 	packets int
+	watcher *watcher // nil in namespaces of others, which must not be kept alive
 }
 
 func openHandle(path string, inode uint64) (*handle, error) {
@@ -101,6 +110,9 @@ func openHandle(path string, inode uint64) (*handle, error) {
 }
 
 func (h *handle) close() {
+	if h.watcher != nil {
+		h.watcher.close()
+	}
 	h.conn.close()
 	if h.packets != 0 {
 		_ = unix.Close(h.packets)
@@ -133,6 +145,10 @@ func (k *Kernel) hostHandle() (*handle, error) {
 	if k.host == nil {
 		h, err := openHandle(k.hostPath(), 0)
 		if err != nil {
+			return nil, err
+		}
+		if h.watcher, err = k.watchIn(datapath.NS{}, h); err != nil {
+			h.close()
 			return nil, err
 		}
 		k.host = h

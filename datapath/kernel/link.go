@@ -92,20 +92,7 @@ func (l *link) parseInfo(b []byte) {
 			port = v
 		}
 	}
-	for t, v := range attributes(port) {
-		switch t {
-		case unix.IFLA_BRPORT_UNICAST_FLOOD:
-			l.port.Flood = on(v) != 0
-		case unix.IFLA_BRPORT_BCAST_FLOOD:
-			l.port.BroadcastFlood = on(v) != 0
-		case unix.IFLA_BRPORT_MCAST_FLOOD:
-			l.port.MulticastFlood = on(v) != 0
-		case unix.IFLA_BRPORT_NEIGH_SUPPRESS:
-			l.port.NeighborSuppress = on(v) != 0
-		case unix.IFLA_BRPORT_LEARNING:
-			l.altered = l.altered || on(v) != 0
-		}
-	}
+	l.port, l.altered = portFlags(port)
 	switch datapath.Kind(l.kind) {
 	case datapath.Bridge:
 		l.parseBridge(data)

@@ -85,11 +85,13 @@ func (k *Kernel) setNamespace(n datapath.Namespace) error {
 			return err
 		}
 	}
-	k.keep(n.Name, h)
+	if err := k.keep(n.Name, h); err != nil {
+		return err
+	}
 	if n.Uplink == "" && made {
 		return nil
 	}
-	return nftIn(h.file, func(c *nftables.Conn) error {
+	return k.nftIn(h.file, func(c *nftables.Conn) error {
 		if n.Uplink == "" {
 			return hideRules("").remove(c)
 		}
@@ -97,13 +99,23 @@ func (k *Kernel) setNamespace(n datapath.Namespace) error {
 	})
 }
 
-// keep holds a namespace of heddle's open.
-func (k *Kernel) keep(name string, h *handle) {
+// keep holds a namespace of heddle's open, and reads its notifications. On an error it is closed.
+func (k *Kernel) keep(name string, h *handle) error {
+	if err := k.watchNames(); err != nil {
+		h.close()
+		return err
+	}
+	var err error
+	if h.watcher, err = k.watchIn(datapath.Namespace{Name: name}.NS(), h); err != nil {
+		h.close()
+		return err
+	}
 	if old := k.own[name]; old != nil {
 		old.close()
 	}
 	delete(k.foreign, name)
 	k.own[name] = h
+	return nil
 }
 
 // prepareNamespace makes the calling thread's namespace one of heddle's. The mark is the
@@ -183,7 +195,9 @@ func (k *Kernel) findNamespaces() error {
 			continue
 		}
 		k.dropOwn(name)
-		k.keep(name, h)
+		if err := k.keep(name, h); err != nil {
+			return err
+		}
 		there[name] = true
 	}
 	for name := range k.own {
@@ -206,7 +220,7 @@ func (k *Kernel) dropOwn(name string) {
 
 // namespace is the row of an open namespace that is wanted with an uplink or without. Wrong
 // settings make it nobody's, so that it is prepared again.
-func (h *handle) namespace(name string, lo link, uplink string) (datapath.Namespace, error) {
+func (k *Kernel) namespace(h *handle, name string, lo link, uplink string) (datapath.Namespace, error) {
 	n := datapath.Namespace{Name: name, Owner: lo.owner(), Uplink: uplink}
 	if !lo.up {
 		n.Owner = ""
@@ -222,7 +236,7 @@ func (h *handle) namespace(name string, lo link, uplink string) (datapath.Namesp
 	if err != nil || uplink == "" {
 		return n, err
 	}
-	return n, nftIn(h.file, func(c *nftables.Conn) error {
+	return n, k.nftIn(h.file, func(c *nftables.Conn) error {
 		stands, err := hideRules(uplink).stands(c)
 		if !stands {
 			n.Owner = ""

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -147,7 +146,7 @@ func (r *reader) readOwn(name string, h *handle) error {
 	if err != nil {
 		return err
 	}
-	n, err := h.namespace(name, lo, r.want.uplinks[name])
+	n, err := r.k.namespace(h, name, lo, r.want.uplinks[name])
 	if err != nil {
 		return err
 	}
@@ -235,8 +234,8 @@ func (r *reader) addLink(ns datapath.NS, l link, byIndex map[int32]link) error {
 // readFarEnd fills in the peer where the wanted one is this link's far end.
 func (r *reader) readFarEnd(row *datapath.LinkState, want datapath.Peer, near link) error {
 	h, err := r.k.in(want.NS)
-	if datapath.FaultOf(err) != "" {
-		return nil // making it again tells why
+	if datapath.FaultOf(err) != "" || errors.Is(err, unix.ENOENT) {
+		return nil // making it again tells why, or makes the namespace first
 	}
 	if err != nil {
 		return err
@@ -266,25 +265,13 @@ func (r *reader) readFarEnd(row *datapath.LinkState, want datapath.Peer, near li
 func (r *reader) readAddresses(ns datapath.NS, h *handle, names map[int32]string, all bool) error {
 	var rows []datapath.Address
 	err := h.dump(request(unix.RTM_GETADDR, 0, ifaddr(unix.AF_UNSPEC, 0, 0)), func() { rows = rows[:0] }, func(b []byte) {
-		if len(b) < unix.SizeofIfAddrmsg {
+		row, ok := parseAddr(b)
+		name := names[row.index]
+		if !ok || name == "" {
 			return
 		}
-		name, ok := names[int32(u32(b[4:]))]
-		if !ok {
-			return
-		}
-		var ip netip.Addr
-		var proto uint8
-		for t, v := range attributes(b[unix.SizeofIfAddrmsg:]) {
-			switch {
-			case t == unix.IFA_LOCAL, t == unix.IFA_ADDRESS && !ip.IsValid():
-				ip, _ = netip.AddrFromSlice(v)
-			case t == ifaProto:
-				proto = on(v)
-			}
-		}
-		a := datapath.Address{NS: ns, Link: name, Prefix: netip.PrefixFrom(ip, int(b[1]))}
-		if all || proto == protoHeddle || r.want.addresses[a.Key()] {
+		a := datapath.Address{NS: ns, Link: name, Prefix: row.prefix}
+		if all || row.proto == protoHeddle || r.want.addresses[a.Key()] {
 			rows = append(rows, a)
 		}
 	})
@@ -298,21 +285,9 @@ func (r *reader) readAddresses(ns datapath.NS, h *handle, names map[int32]string
 func (r *reader) readNeighbors(ns datapath.NS, h *handle, names map[int32]string, all bool) error {
 	var rows []datapath.Neighbor
 	err := h.dump(request(unix.RTM_GETNEIGH, 0, ndmsg(unix.AF_UNSPEC, 0, 0, 0)), func() { rows = rows[:0] }, func(b []byte) {
-		if len(b) < unix.SizeofNdMsg || u16(b[8:])&unix.NUD_PERMANENT == 0 || b[0] == unix.AF_BRIDGE {
+		n, index, state, ok := parseNeighbor(b)
+		if n.NS, n.Link = ns, names[index]; !ok || n.Link == "" || state&unix.NUD_PERMANENT == 0 {
 			return
-		}
-		name, ok := names[int32(u32(b[4:]))]
-		if !ok {
-			return
-		}
-		n := datapath.Neighbor{NS: ns, Link: name}
-		for t, v := range attributes(b[unix.SizeofNdMsg:]) {
-			switch t {
-			case unix.NDA_DST:
-				n.IP, _ = netip.AddrFromSlice(v)
-			case unix.NDA_LLADDR:
-				copy(n.MAC[:], v)
-			}
 		}
 		if all || r.want.neighbors[n.Key()] {
 			rows = append(rows, n)
@@ -335,32 +310,18 @@ type halves struct {
 func (r *reader) readFDB(ns datapath.NS, h *handle, links map[int32]link) error {
 	found := map[datapath.FDBKey]halves{}
 	err := h.dump(request(unix.RTM_GETNEIGH, 0, ndmsg(unix.AF_BRIDGE, 0, 0, 0)), func() { clear(found) }, func(b []byte) {
-		if len(b) < unix.SizeofNdMsg || b[0] != unix.AF_BRIDGE {
+		row, ok := parseFDB(b)
+		l, known := links[row.index]
+		if !ok || !known {
 			return
 		}
-		l, ok := links[int32(u32(b[4:]))]
-		if !ok {
-			return
-		}
-		state, self := u16(b[8:]), b[10]&unix.NTF_SELF != 0
-		key := datapath.FDBKey{NS: ns, Link: l.name}
-		var dst netip.Addr
-		for t, v := range attributes(b[unix.SizeofNdMsg:]) {
-			switch t {
-			case unix.NDA_LLADDR:
-				copy(key.MAC[:], v)
-			case unix.NDA_DST:
-				dst, _ = netip.AddrFromSlice(v)
-			case unix.NDA_VLAN:
-				return // of a bridge that filters VLANs, which heddle's does not
-			}
-		}
+		key := datapath.FDBKey{NS: ns, Link: l.name, MAC: row.mac}
 		e := found[key]
 		switch {
-		case self && l.kind == string(datapath.VXLAN):
+		case row.self && l.kind == string(datapath.VXLAN):
 			e.self++
-			e.vtep = dst
-		case !self && state&unix.NUD_NOARP != 0 && state&unix.NUD_PERMANENT == 0:
+			e.vtep = row.vtep
+		case row.static:
 			e.master = true
 		default:
 			return // the bridge's own addresses, and what the kernel needs
@@ -379,5 +340,3 @@ func (r *reader) readFDB(ns datapath.NS, h *handle, links map[int32]link) error 
 	}
 	return err
 }
-
-func u16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }

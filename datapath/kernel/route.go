@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"net/netip"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/datapath"
@@ -35,28 +33,8 @@ func (k *Kernel) route(typ uint16, r datapath.Route) error {
 func (r *reader) readRoutes(ns datapath.NS, h *handle, names map[int32]string) error {
 	var rows []datapath.Route
 	err := h.dump(request(unix.RTM_GETROUTE, 0, make([]byte, unix.SizeofRtMsg)), func() { rows = rows[:0] }, func(b []byte) {
-		if len(b) < unix.SizeofRtMsg || b[5] != protoHeddle || b[4] != unix.RT_TABLE_MAIN || b[7] != unix.RTN_UNICAST {
-			return
-		}
-		row := datapath.Route{NS: ns}
-		dst := netip.IPv4Unspecified()
-		if b[0] == unix.AF_INET6 {
-			dst = netip.IPv6Unspecified()
-		}
-		for t, v := range attributes(b[unix.SizeofRtMsg:]) {
-			switch t {
-			case unix.RTA_DST:
-				dst, _ = netip.AddrFromSlice(v)
-			case unix.RTA_GATEWAY:
-				row.Via, _ = netip.AddrFromSlice(v)
-			case unix.RTA_OIF:
-				row.Link = names[int32(u32(v))]
-			case unix.RTA_PRIORITY:
-				row.Metric = int(u32(v))
-			}
-		}
-		if row.Link != "" {
-			row.Prefix = netip.PrefixFrom(dst, int(b[1]))
+		row, index, ok := parseRoute(b)
+		if row.NS, row.Link = ns, names[index]; ok && row.Link != "" {
 			rows = append(rows, row)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/datapath/netns"
@@ -169,11 +170,20 @@ func (t table) remove(c *nftables.Conn) error {
 	return gone(c.Flush())
 }
 
+// newNFT opens a connection to nf_tables in the namespace of the calling thread. What is done by it
+// is known for heddle's own.
+func (k *Kernel) newNFT() (*nftables.Conn, error) {
+	return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		k.nftIDs.add(c.PID())
+		return nil
+	}))
+}
+
 // nftIn calls fn with a connection to nf_tables of an open namespace.
-func nftIn(f *os.File, fn func(*nftables.Conn) error) error {
+func (k *Kernel) nftIn(f *os.File, fn func(*nftables.Conn) error) error {
 	var c *nftables.Conn
 	err := netns.Do(f, func() (err error) {
-		c, err = nftables.New(nftables.AsLasting())
+		c, err = k.newNFT()
 		return err
 	})
 	if err != nil {

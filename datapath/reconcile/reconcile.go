@@ -26,6 +26,11 @@ type Kernel interface {
 	Apply(ctx context.Context, op datapath.Op) error
 	// Release is called after each round: what is open of others' namespaces is closed.
 	Release()
+	// Stirred signals that TakeNews has something.
+	Stirred() <-chan struct{}
+	// TakeNews is what notifications said since the last call, whoever made the changes. With
+	// lost some are missing.
+	TakeNews() (news []datapath.News, lost bool)
 }
 
 // Config sets the loop's timing. Zero values mean the defaults.
@@ -161,10 +166,25 @@ func (l *Loop) Run(ctx context.Context) error {
 	w := worker{Loop: l}
 	timer := time.NewTimer(l.cfg.Resync)
 	defer timer.Stop()
+	settle := time.NewTimer(0)
+	<-settle.C
+	defer settle.Stop()
+	settling := false
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-l.kernel.Stirred():
+			if !settling {
+				settle.Reset(max(newsSettle, time.Until(w.calm)))
+				settling = true
+			}
+			continue
+		case <-settle.C:
+			settling = false
+			if !w.surprised() {
+				continue
+			}
 		case <-l.wake:
 		case <-timer.C:
 		}

@@ -105,18 +105,18 @@ func TestComesGoesAndIsAdopted(t *testing.T) {
 }
 
 func TestNothingIsTouchedBeforeSet(t *testing.T) {
-	k := newKernel()
 	c := sample(datapathtest.Endpoint{N: 1, NS: workloadA})
-	k.Edit(func(s *datapath.State) { *s = *datapathtest.StateOf(c) })
 	bubble(t, func(t *testing.T) {
+		k := newKernel()
+		k.Edit(func(s *datapath.State) { *s = *datapathtest.StateOf(c) })
 		l, stop := start(t, k)
 		l.Doubt()
 		time.Sleep(time.Hour)
 		stop()
+		if ops := k.Ops(); len(ops) > 0 || k.Reads() > 0 {
+			t.Errorf("%d readings, operations %v", k.Reads(), ops)
+		}
 	})
-	if ops := k.Ops(); len(ops) > 0 || k.Reads() > 0 {
-		t.Errorf("%d readings, operations %v", k.Reads(), ops)
-	}
 }
 
 func TestBrokenWorkloadFailsAlone(t *testing.T) {
@@ -203,6 +203,34 @@ func TestDriftIsRepairedInTime(t *testing.T) {
 		}
 		if d := l.Status().Drift; d["fdb"] != 2 || d["neighbor"] != 4 {
 			t.Errorf("drift %v", d)
+		}
+	})
+}
+
+// What notifications tell is repaired at once; what they tell of the loop's own doing, and noise,
+// costs no reading.
+func TestNews(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		k := newKernel()
+		l, _ := start(t, k)
+		c := sample(datapathtest.Endpoint{N: 1, VTEP: peer})
+		wait(t, l, l.Set(c), "n1")
+		for range 100 {
+			k.Tell(datapath.NeighborNews{Neighbor: c.Neighbors[0]}, datapath.FDBNews{FDBEntry: c.FDB[0], Self: true})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := k.Reads(); n != 1 {
+			t.Errorf("%d readings because of what was done here", n-1)
+		}
+		for _, news := range [][]datapath.News{{datapath.NeighborNews{Neighbor: c.Neighbors[0], Gone: true}}, nil} { // nil: lost
+			before := k.Reads()
+			k.Edit(func(s *datapath.State) { clear(s.Neighbors) })
+			k.Tell(news...)
+			time.Sleep(100 * time.Millisecond)
+			expect(t, k, c)
+			if n := k.Reads() - before; n != 1 {
+				t.Errorf("%d readings", n)
+			}
 		}
 	})
 }

@@ -13,6 +13,7 @@ type worker struct {
 	*Loop
 	mirror   *datapath.State // what the kernel holds; nil before the first reading
 	nextRead time.Time
+	calm     time.Time     // until when news is left alone: a reading costs what it reads
 	retry    time.Duration // until the next attempt; 0 while all is well
 }
 
@@ -50,6 +51,25 @@ func (w *worker) round(ctx context.Context) time.Duration {
 	return w.retry
 }
 
+const (
+	// newsSettle is how long news waits for what belongs to it: the last word on each object
+	// counts, and most of it tells of what this loop has done itself.
+	newsSettle = 50 * time.Millisecond
+	// readShare bounds the time that is spent on reading because of news: one part of so many.
+	readShare = 10
+)
+
+// surprised says whether notifications tell of anything but what the mirror has, so that the
+// kernel is to be read.
+func (w *worker) surprised() bool {
+	news, lost := w.kernel.TakeNews()
+	if w.mirror == nil || !lost && !datapath.Surprising(w.mirror, news) {
+		return false
+	}
+	w.nextRead = time.Time{}
+	return true
+}
+
 // result is what one attempt has come to.
 type result struct {
 	errs  map[datapath.Owner]error
@@ -78,7 +98,9 @@ func (r *result) add(o result) {
 func (w *worker) attempt(ctx context.Context, want *datapath.Config) result {
 	r := result{errs: map[datapath.Owner]error{}, at: map[datapath.LinkKey]error{}}
 	if w.mirror == nil || !time.Now().Before(w.nextRead) {
+		begin := time.Now()
 		seen, err := w.kernel.Read(ctx, want)
+		w.calm = time.Now().Add(readShare * time.Since(begin))
 		if err != nil {
 			r.errs[""] = fmt.Errorf("read the kernel's state: %w", err)
 			r.doubt = true
