@@ -2,7 +2,6 @@ package gossip
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"maps"
 	"math/rand/v2"
@@ -203,7 +202,7 @@ func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
 	if err != nil {
 		return err
 	}
-	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	c, err := n.wire.Dial(ctx, at, id)
 	if err != nil {
 		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
 	}
@@ -281,7 +280,7 @@ func (n *Node) serveExchanges(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case c := <-n.wire.syncs:
+		case c := <-n.wire.Exchanges():
 			if !g.TryGo(func() error { n.answer(ctx, c); return nil }) {
 				n.count("exchanges refused: too many")
 				c.Close()
@@ -290,21 +289,17 @@ func (n *Node) serveExchanges(ctx context.Context) {
 	}
 }
 
-func (n *Node) answer(ctx context.Context, c *tls.Conn) {
+func (n *Node) answer(ctx context.Context, c stream) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	_ = c.SetDeadline(time.Now().Add(exchangeTime))
-	peer, err := n.Peer(c.ConnectionState())
-	if err != nil {
-		return
-	}
 	f, err := receive(c)
-	if err == nil && f.From != peer {
-		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", peer.Short(), f.From.Short())
+	if err == nil && f.From != c.peer {
+		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", c.peer.Short(), f.From.Short())
 	}
 	if err == nil {
-		err = n.reply(c, f)
+		err = n.reply(ctx, c, f)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		n.refused("frame", err)
@@ -312,7 +307,7 @@ func (n *Node) answer(ctx context.Context, c *tls.Conn) {
 }
 
 // reply answers the first frame of a stream.
-func (n *Node) reply(c *tls.Conn, f frame) error {
+func (n *Node) reply(ctx context.Context, c stream, f frame) error {
 	switch f.Kind {
 	case kindPush:
 		n.takeParts(f.Networks)
@@ -321,7 +316,7 @@ func (n *Node) reply(c *tls.Conn, f frame) error {
 		select {
 		case <-applied:
 			return send(c, n.ack(f))
-		case <-n.wire.closed:
+		case <-ctx.Done():
 			return nil
 		case <-time.After(time.Second): // the sender waits no longer
 			return nil

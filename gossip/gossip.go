@@ -9,7 +9,6 @@ package gossip
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -46,7 +45,7 @@ type Config struct {
 // Node is this node's part in gossip. It is safe for concurrent use.
 type Node struct {
 	Config
-	wire    *transport
+	wire    wire
 	list    *memberlist.Memberlist
 	keys    *memberlist.Keyring
 	changed chan struct{}
@@ -113,8 +112,25 @@ const (
 // New opens the port and prepares membership. It starts nothing but what reads the port;
 // Run or Close must follow.
 func New(c Config) (*Node, error) {
+	t, err := listen(c)
+	if err != nil {
+		return nil, err
+	}
+	n, err := alone(c, t)
+	if err == nil {
+		err = n.enter(n.listConfig())
+	}
+	if err != nil {
+		t.Shutdown()
+		return nil, err
+	}
+	return n, nil
+}
+
+// alone makes a node that has no membership yet.
+func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
+		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
@@ -124,26 +140,22 @@ func New(c Config) (*Node, error) {
 	if n.keys, err = memberlist.NewKeyring(nil, c.Keys[0]); err != nil {
 		return nil, fmt.Errorf("gossip keys: %w", err)
 	}
-	if err := n.SetKeys(c.Keys); err != nil {
-		return nil, err
+	return n, n.SetKeys(c.Keys)
+}
+
+// enter begins membership.
+func (n *Node) enter(c *memberlist.Config) (err error) {
+	if n.list, err = memberlist.Create(c); err != nil {
+		return fmt.Errorf("start gossip: %w", err)
 	}
-	n.wire, err = listen(c.Bind, c.Advertise, c.Server(alpnGossip, alpnSync),
-		func(id overlay.NodeID, alpn string) *tls.Config { return c.Client(id, alpn) }, c.Log)
-	if err != nil {
-		return nil, err
-	}
-	if n.list, err = memberlist.Create(n.listConfig()); err != nil {
-		n.wire.Shutdown()
-		return nil, fmt.Errorf("start gossip: %w", err)
-	}
-	return n, nil
+	return nil
 }
 
 func (n *Node) listConfig() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Label = string(n.Self), n.Label
 	c.Transport, c.Keyring = n.wire, n.keys
-	c.AdvertiseAddr, c.AdvertisePort = n.wire.advertise.Addr().String(), int(n.wire.advertise.Port())
+	c.AdvertiseAddr, c.AdvertisePort = n.wire.Advertised().Addr().String(), int(n.wire.Advertised().Port())
 	c.BindPort = c.AdvertisePort
 	c.Delegate, c.Events, c.Alive, c.Ping, c.Conflict = delegate{n}, delegate{n}, delegate{n}, delegate{n}, delegate{n}
 	c.DeadNodeReclaimTime = time.Second // a node that comes back elsewhere proves itself by its record
@@ -154,7 +166,7 @@ func (n *Node) listConfig() *memberlist.Config {
 }
 
 // Advertise is the address that others reach this node's gossip at.
-func (n *Node) Advertised() netip.AddrPort { return n.wire.advertise }
+func (n *Node) Advertised() netip.AddrPort { return n.wire.Advertised() }
 
 // Run works until ctx ends, then leaves the port. It says no farewell: who stops for a
 // restart is missed for a moment only.
@@ -185,7 +197,7 @@ func (n *Node) Close() error {
 func (n *Node) Join(ctx context.Context, addrs []netip.AddrPort) error {
 	var last error
 	for _, a := range addrs {
-		if ctx.Err() != nil || a == n.wire.advertise {
+		if ctx.Err() != nil || a == n.wire.Advertised() {
 			continue
 		}
 		if _, err := n.list.Join([]string{hostPort(a)}); err != nil {
@@ -273,126 +285,6 @@ func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, 
 	}
 }
 
-// SetSelf replaces what this node says of itself, and tells all members, again where they don't
-// acknowledge it.
-func (n *Node) SetSelf(s overlay.SignedNode) error {
-	if err := n.hearNode(s); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.lastPush++
-	n.telling = n.lastPush
-	for id := range n.nodes {
-		if id != n.Self && !n.dead[id] {
-			n.untold[id] = 0
-		}
-	}
-	n.mu.Unlock()
-	n.tellAll(n.selfFrame())
-	// Only the number travels with membership, for whom the record has missed. To wait until it has
-	// gone out can take for ever: the library may signal that before it begins to wait.
-	_ = n.list.UpdateNode(time.Nanosecond)
-	return nil
-}
-
-// selfFrame is this node's own record, to be acknowledged.
-func (n *Node) selfFrame() frame {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return frame{Kind: kindNodes, ID: n.telling, Nodes: []overlay.SignedNode{n.nodes[n.Self].signed}}
-}
-
-// tellAgain repeats this node's record to those who have not acknowledged it. Who stays silent
-// gets it by an exchange.
-func (n *Node) tellAgain() {
-	f := n.selfFrame()
-	f.V, f.From = version, n.Self
-	b, err := json.Marshal(f)
-	if err != nil {
-		return
-	}
-	n.mu.Lock()
-	var to []overlay.NodeID
-	for id, tries := range n.untold {
-		if n.dead[id] || tries == tellTries {
-			delete(n.untold, id)
-			n.behind[id] = n.behind[id] || !n.dead[id]
-			continue
-		}
-		n.untold[id]++
-		to = append(to, id)
-	}
-	maps.DeleteFunc(n.behind, func(_ overlay.NodeID, is bool) bool { return !is })
-	n.mu.Unlock()
-	n.send(to, b, f)
-}
-
-// Introduce learns from a member who there is, and tells all of them what this node says of
-// itself, so that nobody has to hear of it by chance.
-func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
-	if err := n.exchange(ctx, to); err != nil {
-		return err
-	}
-	n.tellAll(n.selfFrame())
-	return nil
-}
-
-// AddNodes takes over node records from elsewhere, such as this node's disk.
-func (n *Node) AddNodes(nodes []overlay.SignedNode) {
-	for _, s := range nodes {
-		_ = n.hearNode(s) // counted
-	}
-}
-
-// AddRemoval takes in the managers' word that a node is out, and passes it on.
-func (n *Node) AddRemoval(s overlay.Signed) error {
-	fresh, err := n.hearRemoval(s)
-	if err == nil && fresh {
-		n.tellAll(frame{Kind: kindNodes, Removals: []overlay.Signed{s}})
-	}
-	return err
-}
-
-// Removals are the removals that are known.
-func (n *Node) Removals() map[overlay.NodeID]overlay.Signed {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return maps.Clone(n.removals)
-}
-
-// Nodes are the newest node records. A data-path address that was another node's first is left out.
-func (n *Node) Nodes() map[overlay.NodeID]overlay.NodeRecord {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	out := make(map[overlay.NodeID]overlay.NodeRecord, len(n.nodes))
-	for id, h := range n.nodes {
-		out[id] = n.effective(h)
-	}
-	return out
-}
-
-// Record is a node's newest record.
-func (n *Node) Record(id overlay.NodeID) (r overlay.NodeRecord, ok bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	h, ok := n.nodes[id]
-	if ok {
-		r = n.effective(h)
-	}
-	return r, ok
-}
-
-// SignedNodes are the newest node records as they were signed.
-func (n *Node) SignedNodes() map[overlay.NodeID]overlay.SignedNode {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	out := make(map[overlay.NodeID]overlay.SignedNode, len(n.nodes))
-	for id, h := range n.nodes {
-		out[id] = h.signed
-	}
-	return out
-}
-
 // Claims are the endpoints of a network that stand.
 func (n *Node) Claims(id overlay.NetworkID) []overlay.Claim {
 	n.mu.Lock()
@@ -471,27 +363,6 @@ func (n *Node) count(what string) {
 	n.mu.Lock()
 	n.counters[what]++
 	n.mu.Unlock()
-}
-
-// tellAll sends a packet to every node that has said where it is, once; who misses it has the
-// exchanges.
-func (n *Node) tellAll(f frame) {
-	f.V, f.From = version, n.Self
-	b, err := json.Marshal(f)
-	if err != nil {
-		return
-	}
-	n.mu.Lock()
-	to := map[overlay.NodeID]netip.AddrPort{}
-	for id, h := range n.nodes {
-		if id != n.Self && h.record.Gossip.IsValid() {
-			to[id] = h.record.Gossip
-		}
-	}
-	n.mu.Unlock()
-	for id, at := range to {
-		_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
-	}
 }
 
 // levels writes memberlist's log lines, whose level is in the text, to slog.

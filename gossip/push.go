@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -146,7 +145,7 @@ func (n *Node) send(to []overlay.NodeID, b []byte, f frame) {
 func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	c, err := n.wire.Dial(ctx, at, id)
 	if err != nil {
 		return
 	}
@@ -316,57 +315,4 @@ func (n *Node) merge(network overlay.NetworkID, b table.Batch) {
 func (n *Node) refused(what string, err error) {
 	n.count(what + "s refused: " + string(overlay.KindOf(err)))
 	n.Log.Debug("refused", "what", what, "err", err)
-}
-
-// takeNodes takes in node records and removals.
-func (n *Node) takeNodes(f frame) {
-	for _, s := range f.Removals {
-		_, _ = n.hearRemoval(s) // counted
-	}
-	for _, s := range f.Nodes {
-		_ = n.hearNode(s) // counted
-	}
-}
-
-// hearNode keeps a node record if it is genuine and newer.
-func (n *Node) hearNode(s overlay.SignedNode) error {
-	r, _, err := n.Trust().CheckNode(s)
-	if err != nil {
-		n.refused("node record", err)
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if _, out := n.removals[r.Node]; out || n.nodes[r.Node].record.Number >= r.Number {
-		return nil
-	}
-	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), r.DataPath())
-	n.nodes[r.Node] = heard{s, r}
-	if a := r.DataPath(); !n.places.holds(r.Node, a) {
-		n.Log.Warn("a node claims a data-path address that another has; it stays with that one", "node", r.Name, "addr", a, "held-by", n.nodes[n.places.claims[a][0]].record.Name)
-	}
-	n.changes()
-	return nil
-}
-
-// hearRemoval takes a removed node out of everything.
-func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
-	r, err := n.Trust().CheckRemoval(s)
-	if err != nil {
-		n.refused("removal", err)
-		return false, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if _, known := n.removals[r.Node]; known {
-		return false, nil
-	}
-	n.removals[r.Node] = s
-	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
-	delete(n.nodes, r.Node)
-	delete(n.behind, r.Node)
-	n.table.DropOwner(r.Node)
-	n.giveUp(r.Node)
-	n.changes()
-	return true, nil
 }
