@@ -1,0 +1,108 @@
+//go:build !race
+
+// These tests run in virtual time, which the race detector does not go with.
+
+package gossip
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/heddle-net/heddle/overlay"
+)
+
+// virtual runs a test with a world of n nodes in contact.
+func virtual(t *testing.T, n int, f func(w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, n)
+		defer w.stop()
+		w.contact()
+		f(w)
+	})
+}
+
+// split cuts the first n nodes off from the others.
+func (w *world) split(n int) {
+	side := map[overlay.NodeID]bool{}
+	for _, id := range w.all[:n] {
+		side[id] = true
+	}
+	w.lan.partition(func(from, to overlay.NodeID) bool { return side[from] != side[to] })
+}
+
+// All know of a change while the attach that makes it still waits.
+func TestAPushReachesAll(t *testing.T) {
+	virtual(t, 25, func(w *world) {
+		if silent := w.peers[3].attach(1); len(silent) > 0 {
+			t.Errorf("silent: %v", silent)
+		}
+		if !w.agree(w.peers[3]) {
+			t.Error("not all know")
+		}
+	})
+}
+
+// A node with an empty table has all that was said when Sync returns.
+func TestAnEmptyTable(t *testing.T) {
+	virtual(t, 10, func(w *world) {
+		for i, p := range w.peers {
+			p.attach(i)
+		}
+		w.peers[4].stop()
+		p := w.start(4)
+		if err := p.Join(context.Background(), []netip.AddrPort{w.peers[0].host.at}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Introduce(context.Background(), w.all[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Sync(context.Background(), blue, p.lease); err != nil {
+			t.Fatal(err)
+		}
+		for i, other := range w.peers {
+			if i != 4 && p.mark(other.Self).Number < other.said {
+				t.Errorf("after Sync it lacks what node %d says", i)
+			}
+		}
+		if v := p.Stated(blue); v.Number != 1 {
+			t.Errorf("it was told that it has said up to %d, want 1", v.Number)
+		}
+	})
+}
+
+// However packets are lost, doubled and late, and whoever is cut off when: when that has ended, all
+// know all.
+func TestNothingIsLost(t *testing.T) {
+	const nodes = 4
+	type step struct{ Node, Cut, Pause, Loss, Twice int }
+	steps := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
+		return step{
+			rapid.IntRange(0, nodes-1).Draw(t, "node"), rapid.IntRange(0, nodes-1).Draw(t, "cut off"), rapid.IntRange(0, 3000).Draw(t, "ms"),
+			rapid.IntRange(0, 60).Draw(t, "% lost"), rapid.IntRange(0, 30).Draw(t, "% doubled"),
+		}
+	}), 1, 8)
+	rapid.Check(t, func(rt *rapid.T) {
+		todo, ok := steps.Draw(rt, "steps"), true
+		virtual(t, nodes, func(w *world) {
+			w.lan.jitter = 100 * time.Millisecond
+			for e, s := range todo {
+				w.lan.loss, w.lan.twice = float64(s.Loss)/100, float64(s.Twice)/100
+				w.split(s.Cut)
+				w.peers[s.Node].attach(e % 3)
+				time.Sleep(time.Duration(s.Pause) * time.Millisecond)
+			}
+			w.lan.heal()
+			w.lan.loss, w.lan.twice = 0, 0
+			time.Sleep(10 * time.Second)
+			ok = w.agree(w.peers...)
+		})
+		if !ok {
+			rt.Error("not all know all")
+		}
+	})
+}
