@@ -163,8 +163,8 @@ func (n *Node) pick() []overlay.NodeID {
 			}
 		}
 	}
-	for _, ids := range n.follows {
-		one(ids)
+	for id := range n.follows {
+		one(n.audience(id))
 	}
 	all := map[overlay.NodeID]bool{}
 	for id := range n.nodes {

@@ -200,6 +200,7 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
 	delete(n.nodes, r.Node)
 	delete(n.behind, r.Node)
+	delete(n.untold, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
 	n.changes()

@@ -80,6 +80,9 @@ func (n *Node) audience(network overlay.NetworkID) map[overlay.NodeID]bool {
 	}
 	maps.Copy(all, n.managers)
 	delete(all, n.Self)
+	for id := range n.removals {
+		delete(all, id)
+	}
 	return all
 }
 

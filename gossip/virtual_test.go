@@ -106,3 +106,27 @@ func TestNothingIsLost(t *testing.T) {
 		}
 	})
 }
+
+// Nobody waits for a node that was removed, and nobody tries to bring it up.
+func TestARemovedNodeIsNotWaitedFor(t *testing.T) {
+	virtual(t, 4, func(w *world) {
+		removal := state(t, overlay.DomainRemoval, sign, overlay.Removal{V: 1, Place: place, Node: w.all[3], Index: 9})
+		w.split(3)
+		w.peers[0].attach(0) // misses node 3
+		w.peers[0].AddRemoval(removal)
+		for e := range 3 {
+			if silent := w.peers[0].attach(e); len(silent) > 0 {
+				t.Errorf("silent: %v", silent)
+			}
+			if err := w.peers[0].SetSelf(w.record(0)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		w.peers[0].Node.mu.Lock()
+		defer w.peers[0].Node.mu.Unlock()
+		if n := w.peers[0].Node; len(n.behind)+len(n.untold) > 0 {
+			t.Errorf("behind %v, untold %v", n.behind, n.untold)
+		}
+	})
+}
