@@ -110,7 +110,6 @@ func (n *Node) catchUp(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		n.tellAgain()
 		n.mu.Lock()
 		late := slices.Collect(maps.Keys(n.behind))
 		n.mu.Unlock()
@@ -321,6 +320,9 @@ func (n *Node) reply(ctx context.Context, c stream, f frame) error {
 		case <-time.After(time.Second): // the sender waits no longer
 			return nil
 		}
+	case kindNodes:
+		n.takeNodes(f)
+		return send(c, n.ack(f))
 	case kindAsk:
 	default:
 		return overlay.Errorf(overlay.Unread, "a stream that begins with %.20q", f.Kind)

@@ -100,7 +100,12 @@ func send(w io.Writer, f frame) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return sendBytes(w, b)
+}
+
+// sendBytes writes a frame that is encoded already.
+func sendBytes(w io.Writer, b []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
 	return err
 }
 

@@ -51,6 +51,10 @@ type Node struct {
 	changed chan struct{}
 	inbox   chan []byte
 	meet    chan overlay.NodeID // nodes to exchange with at once
+	life    context.Context     // ends with Close
+	end     context.CancelFunc
+	working sync.WaitGroup // what begin has begun
+	slots   chan struct{}  // of streams that carry pushes
 
 	mu       sync.Mutex
 	table    *table.Table
@@ -67,8 +71,6 @@ type Node struct {
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
 	behind   map[overlay.NodeID]bool // nodes that missed a push
-	untold   map[overlay.NodeID]int  // nodes that have not acknowledged this node's record, and how often they were told again
-	telling  uint64                  // the push that untold must acknowledge
 	counters map[string]uint64
 	revision uint64 // counts changes of the table
 	applied  uint64 // the revision that the kernel has, by Applied
@@ -94,8 +96,9 @@ type probe struct {
 
 // push is one that waits for acknowledgements.
 type push struct {
-	waits map[overlay.NodeID]bool
-	done  chan struct{} // closed when nobody is waited for
+	waits   map[overlay.NodeID]bool
+	streams map[overlay.NodeID]bool // one of these is on its way, or waits for its turn
+	done    chan struct{}           // closed when nobody is waited for
 }
 
 const (
@@ -103,7 +106,6 @@ const (
 	exchangeTime  = 10 * time.Second
 	catchUpEvery  = 250 * time.Millisecond // tries to bring up nodes that missed a push
 	catchUpTime   = time.Second
-	tellTries     = 2 // further packets with this node's record, catchUpEvery apart
 	catchUpWidth  = 16
 	inboxSize     = 4096
 	maxOwed       = 4096
@@ -130,12 +132,13 @@ func New(c Config) (*Node, error) {
 // alone makes a node that has no membership yet.
 func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
+		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64), slots: make(chan struct{}, pushWidth),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, untold: map[overlay.NodeID]int{}, counters: map[string]uint64{},
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
 	}
+	n.life, n.end = context.WithCancel(context.Background())
 	var err error
 	if n.keys, err = memberlist.NewKeyring(nil, c.Keys[0]); err != nil {
 		return nil, fmt.Errorf("gossip keys: %w", err)
@@ -187,10 +190,23 @@ func (n *Node) Run(ctx context.Context) error {
 
 // Close ends membership and closes the port. It is for a node that is not run.
 func (n *Node) Close() error {
+	n.mu.Lock() // begin begins nothing after this
+	n.end()
+	n.mu.Unlock()
+	defer n.working.Wait()
 	if err := n.list.Shutdown(); err != nil {
 		return fmt.Errorf("stop gossip: %w", err)
 	}
 	return n.wire.Shutdown()
+}
+
+// begin runs work that ends by itself or with the node's life.
+func (n *Node) begin(work func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.life.Err() == nil {
+		n.working.Go(work)
+	}
 }
 
 // Join makes contact with the first of the addresses that answers.

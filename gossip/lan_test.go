@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -37,6 +38,8 @@ type lan struct {
 	sent  int // packets
 	large int // packets above the MTU
 	over  int // packets lost because their host was busy
+
+	dials atomic.Int64 // streams for exchanges
 }
 
 // costs are what work takes on a core.
@@ -97,6 +100,8 @@ type host struct {
 	slots   chan struct{}
 	closed  chan struct{}
 	once    sync.Once
+
+	dialling atomic.Int64 // streams for exchanges that are being opened
 
 	mu      sync.Mutex
 	free    time.Time // when the core has done what it has begun
@@ -184,6 +189,9 @@ func (h *host) arrive(p *memberlist.Packet) {
 }
 
 func (h *host) Dial(ctx context.Context, addr string, node overlay.NodeID) (net.Conn, error) {
+	h.lan.dials.Add(1)
+	h.dialling.Add(1)
+	defer h.dialling.Add(-1)
 	near, far, to, err := h.connect(ctx, addr)
 	if err != nil {
 		return nil, err

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/hashicorp/memberlist"
-
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -18,52 +16,11 @@ func (n *Node) SetSelf(s overlay.SignedNode) error {
 	if err := n.hearNode(s); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	n.lastPush++
-	n.telling = n.lastPush
-	for id := range n.nodes {
-		if id != n.Self && !n.dead[id] {
-			n.untold[id] = 0
-		}
-	}
-	n.mu.Unlock()
-	n.tellAll(n.selfFrame())
+	n.tell(frame{Nodes: []overlay.SignedNode{s}})
 	// Only the number travels with membership, for whom the record has missed. To wait until it has
 	// gone out can take for ever: the library may signal that before it begins to wait.
 	_ = n.list.UpdateNode(time.Nanosecond)
 	return nil
-}
-
-// selfFrame is this node's own record, to be acknowledged.
-func (n *Node) selfFrame() frame {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return frame{Kind: kindNodes, ID: n.telling, Nodes: []overlay.SignedNode{n.nodes[n.Self].signed}}
-}
-
-// tellAgain repeats this node's record to those who have not acknowledged it. Who stays silent
-// gets it by an exchange.
-func (n *Node) tellAgain() {
-	f := n.selfFrame()
-	f.V, f.From = version, n.Self
-	b, err := json.Marshal(f)
-	if err != nil {
-		return
-	}
-	n.mu.Lock()
-	var to []overlay.NodeID
-	for id, tries := range n.untold {
-		if n.dead[id] || tries == tellTries {
-			delete(n.untold, id)
-			n.behind[id] = n.behind[id] || !n.dead[id]
-			continue
-		}
-		n.untold[id]++
-		to = append(to, id)
-	}
-	maps.DeleteFunc(n.behind, func(_ overlay.NodeID, is bool) bool { return !is })
-	n.mu.Unlock()
-	n.send(to, b, f)
 }
 
 // Introduce learns from a member who there is, and tells all of them what this node says of
@@ -72,8 +29,39 @@ func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
 	if err := n.exchange(ctx, to); err != nil {
 		return err
 	}
-	n.tellAll(n.selfFrame())
+	n.mu.Lock()
+	self := n.nodes[n.Self].signed
+	n.mu.Unlock()
+	n.tell(frame{Nodes: []overlay.SignedNode{self}})
 	return nil
+}
+
+// tell pushes node records and removals to all nodes.
+func (n *Node) tell(f frame) {
+	n.mu.Lock()
+	all := map[overlay.NodeID]bool{}
+	for id := range n.nodes {
+		all[id] = true
+	}
+	delete(all, n.Self)
+	p, id := n.await(all)
+	n.mu.Unlock()
+	f.V, f.Kind, f.From, f.ID = version, kindNodes, n.Self, id
+	b, err := json.Marshal(f)
+	if err != nil {
+		return
+	}
+	n.begin(func() {
+		if len(b) > maxPush { // in fragments it is cheaper than over streams, where they pass
+			n.sendPackets(p, b)
+			select {
+			case <-p.done:
+			case <-time.After(retryMost):
+			case <-n.life.Done():
+			}
+		}
+		n.deliver(p, id, b)
+	})
 }
 
 // AddNodes takes over node records from elsewhere, such as this node's disk.
@@ -87,7 +75,7 @@ func (n *Node) AddNodes(nodes []overlay.SignedNode) {
 func (n *Node) AddRemoval(s overlay.Signed) error {
 	fresh, err := n.hearRemoval(s)
 	if err == nil && fresh {
-		n.tellAll(frame{Kind: kindNodes, Removals: []overlay.Signed{s}})
+		n.tell(frame{Removals: []overlay.Signed{s}})
 	}
 	return err
 }
@@ -130,27 +118,6 @@ func (n *Node) SignedNodes() map[overlay.NodeID]overlay.SignedNode {
 		out[id] = h.signed
 	}
 	return out
-}
-
-// tellAll sends a packet to every node that has said where it is, once; who misses it has the
-// exchanges.
-func (n *Node) tellAll(f frame) {
-	f.V, f.From = version, n.Self
-	b, err := json.Marshal(f)
-	if err != nil {
-		return
-	}
-	n.mu.Lock()
-	to := map[overlay.NodeID]netip.AddrPort{}
-	for id, h := range n.nodes {
-		if id != n.Self && h.record.Gossip.IsValid() {
-			to[id] = h.record.Gossip
-		}
-	}
-	n.mu.Unlock()
-	for id, at := range to {
-		_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
-	}
 }
 
 // takeNodes takes in node records and removals.
@@ -200,7 +167,6 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
 	delete(n.nodes, r.Node)
 	delete(n.behind, r.Node)
-	delete(n.untold, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
 	n.changes()

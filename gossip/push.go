@@ -17,12 +17,14 @@ import (
 const (
 	retryFirst = 15 * time.Millisecond
 	retryMost  = 250 * time.Millisecond
-	pushWidth  = 64 // streams of one push at the same time
+	pushTime   = 2 * time.Second // until an exchange has to do it
+	pushWidth  = 64              // streams of pushes at the same time
+	streamTime = 5 * time.Second
 )
 
 // Publish states records of this node's own and pushes them to the participants and the
 // managers. It returns when every one that lives has acknowledged, or at ctx's end with those
-// that have not; they learn it from an exchange. With a ctx that has ended it sends once.
+// that have not; they are told again for a while, then they learn it from an exchange.
 func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records []overlay.Signed, lease overlay.Signed) ([]overlay.NodeID, error) {
 	trust := n.Trust()
 	l, err := trust.CheckLease(lease)
@@ -44,8 +46,27 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 			n.changes() // another's claim to the address does not stand any more
 		}
 	}
-	p := &push{waits: map[overlay.NodeID]bool{}, done: make(chan struct{})}
-	for id := range n.audience(network) {
+	p, id := n.await(n.audience(network))
+	n.mu.Unlock()
+	b, err := json.Marshal(frame{
+		V: version, Kind: kindPush, From: n.Self, ID: id,
+		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}},
+	})
+	if err != nil {
+		return nil, overlay.Errorf(overlay.Internal, "encode a push: %w", err)
+	}
+	n.begin(func() { n.deliver(p, id, b) })
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+	}
+	return n.waiting(p), nil
+}
+
+// await makes a push that nodes must acknowledge, and its number. The caller holds mu.
+func (n *Node) await(nodes map[overlay.NodeID]bool) (*push, uint64) {
+	p := &push{waits: map[overlay.NodeID]bool{}, streams: map[overlay.NodeID]bool{}, done: make(chan struct{})}
+	for id := range nodes {
 		if n.dead[id] {
 			n.behind[id] = true // it learns of this as soon as it answers
 		} else {
@@ -53,23 +74,12 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 		}
 	}
 	n.lastPush++
-	id := n.lastPush
 	if len(p.waits) > 0 {
-		n.pending[id] = p
+		n.pending[n.lastPush] = p
 	} else {
 		close(p.done)
 	}
-	n.mu.Unlock()
-	defer func() {
-		n.mu.Lock()
-		delete(n.pending, id)
-		n.mu.Unlock()
-	}()
-	f := frame{
-		V: version, Kind: kindPush, From: n.Self, ID: id,
-		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}},
-	}
-	return n.deliver(ctx, p, f)
+	return p, n.lastPush
 }
 
 // audience are the nodes that learn of a network's endpoints. The caller holds mu.
@@ -86,28 +96,31 @@ func (n *Node) audience(network overlay.NetworkID) map[overlay.NodeID]bool {
 	return all
 }
 
-// deliver sends until all have acknowledged or ctx ends.
-func (n *Node) deliver(ctx context.Context, p *push, f frame) ([]overlay.NodeID, error) {
-	b, err := json.Marshal(f)
-	if err != nil {
-		return nil, overlay.Errorf(overlay.Internal, "encode a push: %w", err)
-	}
+// deliver sends until all have acknowledged. Who has not after a while learns it from an exchange.
+func (n *Node) deliver(p *push, id uint64, b []byte) {
+	late := time.NewTimer(pushTime)
+	defer late.Stop()
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.pending, id)
+		for id := range p.waits {
+			n.behind[id] = true
+		}
+	}()
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
-		n.send(n.waiting(p), b, f)
+		n.send(p, id, b)
 		again := time.NewTimer(wait)
 		select {
 		case <-p.done:
 			again.Stop()
-			return nil, nil
-		case <-ctx.Done():
+			return
+		case <-late.C:
 			again.Stop()
-			silent := n.waiting(p)
-			n.mu.Lock()
-			for _, id := range silent {
-				n.behind[id] = true
-			}
-			n.mu.Unlock()
-			return silent, nil
+			return
+		case <-n.life.Done():
+			again.Stop()
+			return
 		case <-again.C:
 		}
 	}
@@ -119,46 +132,67 @@ func (n *Node) waiting(p *push) []overlay.NodeID {
 	return slices.Sorted(maps.Keys(p.waits))
 }
 
-// send sends one try of a push to the nodes: as a packet where it fits, else as a stream.
-func (n *Node) send(to []overlay.NodeID, b []byte, f frame) {
-	slots := make(chan struct{}, pushWidth)
-	for _, id := range to {
+// send sends one try of a push to who is waited for: as a packet where it fits, else as a stream,
+// of which each has one at a time.
+func (n *Node) send(p *push, id uint64, b []byte) {
+	if len(b) <= maxPush {
+		n.sendPackets(p, b)
+		return
+	}
+	for _, to := range n.waiting(p) {
 		n.mu.Lock()
-		at := n.nodes[id].record.Gossip
-		n.mu.Unlock()
-		if !at.IsValid() {
-			continue // it has not said yet where it is
+		at := n.nodes[to].record.Gossip
+		free := at.IsValid() && !p.streams[to]
+		if free {
+			p.streams[to] = true
 		}
-		if len(b) <= maxPush {
-			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
+		n.mu.Unlock()
+		if !free {
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-			go func() {
-				defer func() { <-slots }()
-				n.sendStream(id, hostPort(at), f)
-			}()
-		default: // the next try takes the rest
+		n.begin(func() {
+			n.sendStream(to, hostPort(at), id, b)
+			n.mu.Lock()
+			delete(p.streams, to)
+			n.mu.Unlock()
+		})
+	}
+}
+
+// sendPackets sends a push to who is waited for and has said where it is.
+func (n *Node) sendPackets(p *push, b []byte) {
+	for _, to := range n.waiting(p) {
+		n.mu.Lock()
+		at := n.nodes[to].record.Gossip
+		n.mu.Unlock()
+		if at.IsValid() {
+			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(to)}, b)
 		}
 	}
 }
 
 // sendStream sends a push over a stream, which carries the acknowledgement back.
-func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+func (n *Node) sendStream(to overlay.NodeID, at string, id uint64, b []byte) {
+	select {
+	case n.slots <- struct{}{}:
+		defer func() { <-n.slots }()
+	case <-n.life.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(n.life, streamTime)
 	defer cancel()
-	c, err := n.wire.Dial(ctx, at, id)
+	c, err := n.wire.Dial(ctx, at, to)
 	if err != nil {
 		return
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(time.Second))
-	if send(c, f) != nil {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	if sendBytes(c, b) != nil {
 		return
 	}
-	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == f.ID {
-		n.acknowledged(id, a.ID)
+	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == id {
+		n.acknowledged(to, id)
 	}
 }
 
@@ -166,9 +200,6 @@ func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
 func (n *Node) acknowledged(by overlay.NodeID, id uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if id == n.telling {
-		delete(n.untold, by)
-	}
 	if p := n.pending[id]; p != nil {
 		n.settle(p, by)
 	}

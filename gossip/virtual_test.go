@@ -125,8 +125,50 @@ func TestARemovedNodeIsNotWaitedFor(t *testing.T) {
 		}
 		w.peers[0].Node.mu.Lock()
 		defer w.peers[0].Node.mu.Unlock()
-		if n := w.peers[0].Node; len(n.behind)+len(n.untold) > 0 {
-			t.Errorf("behind %v, untold %v", n.behind, n.untold)
+		if n := w.peers[0].Node; len(n.behind)+len(n.pending) > 0 {
+			t.Errorf("behind %v, pending %v", n.behind, n.pending)
+		}
+	})
+}
+
+// What a node does ends with Run.
+func TestRunLeavesNothing(t *testing.T) {
+	virtual(t, 3, func(w *world) {
+		w.split(1)
+		var many []int
+		for e := range 50 {
+			many = append(many, e)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		defer cancel()
+		w.peers[0].publish(ctx, many...)
+		w.peers[0].stop()
+		if n := w.peers[0].host.dialling.Load(); n != 0 {
+			t.Errorf("%d streams are being opened after Run has returned", n)
+		}
+	})
+}
+
+// A large push goes to each node once, however long that takes.
+func TestALargePushGoesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 100)
+		defer w.stop()
+		w.given()
+		w.lan.delay = 50 * time.Millisecond
+		var many []int
+		for e := range 50 {
+			many = append(many, e)
+		}
+		if silent := w.peers[0].attach(many...); len(silent) != 99 {
+			t.Errorf("%d are silent, want all: the way is long", len(silent))
+		}
+		time.Sleep(time.Second)
+		if !w.agree(w.peers[0]) {
+			t.Error("not all know")
+		}
+		if n := w.lan.dials.Load(); n != 99 {
+			t.Errorf("%d streams for 99 nodes", n)
 		}
 	})
 }

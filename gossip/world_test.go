@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -58,6 +59,9 @@ func (w *world) start(i int) *peer {
 	if err := p.enter(p.listConfig()); err != nil {
 		w.t.Fatal(err)
 	}
+	if err := p.SetSelf(w.record(i)); err != nil {
+		w.t.Fatal(err)
+	}
 	w.run(p)
 	return p
 }
@@ -85,6 +89,29 @@ func (w *world) make(i int) *peer {
 	return p
 }
 
+// given is nodes that all know each other and whose membership does nothing: it sends packets.
+func (w *world) given() {
+	all := map[overlay.NodeID]heard{}
+	for i := range w.peers {
+		p := w.make(i)
+		c := p.listConfig()
+		c.ProbeInterval, c.GossipInterval, c.PushPullInterval = 0, 0, 0
+		if err := p.enter(c); err != nil {
+			w.t.Fatal(err)
+		}
+		s := w.record(i)
+		r, _, err := w.trust.CheckNode(s)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		all[p.Self] = heard{s, r}
+	}
+	for _, p := range w.peers {
+		maps.Copy(p.nodes, all)
+		w.run(p)
+	}
+}
+
 // record is what a node says of itself.
 func (w *world) record(i int) overlay.SignedNode {
 	id := nodeID(i)
@@ -97,11 +124,8 @@ func (w *world) record(i int) overlay.SignedNode {
 	}
 }
 
-// run starts what was made.
+// run runs what was made.
 func (w *world) run(p *peer) {
-	if err := p.SetSelf(w.record(slices.Index(w.all, p.Self))); err != nil {
-		w.t.Fatal(err)
-	}
 	p.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: w.all}, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	var g sync.WaitGroup
