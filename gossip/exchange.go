@@ -3,7 +3,7 @@ package gossip
 import (
 	"context"
 	"errors"
-	"maps"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -75,7 +75,7 @@ func (n *Node) whereIs(ctx context.Context, id overlay.NodeID) {
 	}
 }
 
-// exchangeOnTimer meets nodes that come up at once, and one of each network now and then.
+// exchangeOnTimer meets one of each network now and then.
 func (n *Node) exchangeOnTimer(ctx context.Context) {
 	for {
 		pause := time.NewTimer(exchangeEvery/2 + rand.N(exchangeEvery))
@@ -83,69 +83,14 @@ func (n *Node) exchangeOnTimer(ctx context.Context) {
 		case <-ctx.Done():
 			pause.Stop()
 			return
-		case id := <-n.meet:
-			n.tryExchange(ctx, id)
 		case <-pause.C:
-			for _, id := range n.pick() {
-				n.tryExchange(ctx, id)
+		}
+		for _, id := range n.pick() {
+			if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
+				n.count("exchanges failed")
+				n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 			}
 		}
-		pause.Stop()
-	}
-}
-
-// catchUp exchanges with nodes that missed a push until they answer: after a cut the two
-// sides know of each other as soon as packets pass again.
-func (n *Node) catchUp(ctx context.Context) {
-	tick := time.NewTicker(catchUpEvery)
-	defer tick.Stop()
-	var g errgroup.Group
-	g.SetLimit(catchUpWidth)
-	defer func() { _ = g.Wait() }()
-	var mu sync.Mutex
-	busy := map[overlay.NodeID]bool{}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		n.mu.Lock()
-		late := slices.Collect(maps.Keys(n.behind))
-		n.mu.Unlock()
-		for _, id := range late {
-			mu.Lock()
-			again := busy[id]
-			mu.Unlock()
-			if again {
-				continue
-			}
-			g.TryGo(func() error {
-				mu.Lock()
-				busy[id] = true
-				mu.Unlock()
-				try, cancel := context.WithTimeout(ctx, catchUpTime)
-				defer cancel()
-				if n.exchange(try, id) == nil {
-					n.mu.Lock()
-					delete(n.behind, id)
-					n.mu.Unlock()
-				}
-				mu.Lock()
-				delete(busy, id)
-				mu.Unlock()
-				return nil
-			})
-		}
-	}
-}
-
-func (n *Node) tryExchange(ctx context.Context, id overlay.NodeID) {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
-	defer cancel()
-	if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
-		n.count("exchanges failed")
-		n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 	}
 }
 
@@ -201,7 +146,11 @@ func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
 	if err != nil {
 		return err
 	}
-	c, err := n.wire.Dial(ctx, at, id)
+	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
+	defer cancel()
+	dialling, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	c, err := n.wire.Dial(dialling, at, id)
 	if err != nil {
 		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
 	}
@@ -219,7 +168,13 @@ func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
 	n.takeParts(theirs.Networks)
 	give := n.lacking(theirs)
 	give.Kind = kindGive
-	return send(c, give)
+	if err := send(c, give); err != nil {
+		return err
+	}
+	if _, err := receive(c); !errors.Is(err, io.EOF) { // the other closes when it has taken it in
+		return overlay.Errorf(overlay.Unavailable, "node %s has not confirmed what it was given: %w", id.Short(), err)
+	}
+	return nil
 }
 
 // ask says what this node holds of the networks that it shares with another.

@@ -50,8 +50,8 @@ type Node struct {
 	keys    *memberlist.Keyring
 	changed chan struct{}
 	inbox   chan []byte
-	meet    chan overlay.NodeID // nodes to exchange with at once
-	life    context.Context     // ends with Close
+	reached chan struct{}   // a node that lacks something has answered
+	life    context.Context // ends with Close
 	end     context.CancelFunc
 	working sync.WaitGroup // what begin has begun
 	slots   chan struct{}  // of streams that carry pushes
@@ -70,7 +70,9 @@ type Node struct {
 	lastPush uint64
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
-	behind   map[overlay.NodeID]bool // nodes that missed a push
+	behind   map[overlay.NodeID]bool // nodes that lack something; true for those that have answered since
+	meeting  map[overlay.NodeID]bool // those of them that an exchange brings up
+	trying   map[overlay.NodeID]bool // those that are tried without an answer
 	counters map[string]uint64
 	revision uint64 // counts changes of the table
 	applied  uint64 // the revision that the kernel has, by Applied
@@ -104,9 +106,7 @@ type push struct {
 const (
 	exchangeEvery = 10 * time.Second
 	exchangeTime  = 10 * time.Second
-	catchUpEvery  = 250 * time.Millisecond // tries to bring up nodes that missed a push
-	catchUpTime   = time.Second
-	catchUpWidth  = 16
+	dialTime      = time.Second
 	inboxSize     = 4096
 	maxOwed       = 4096
 )
@@ -132,11 +132,11 @@ func New(c Config) (*Node, error) {
 // alone makes a node that has no membership yet.
 func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64), slots: make(chan struct{}, pushWidth),
+		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1), slots: make(chan struct{}, pushWidth),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, meeting: map[overlay.NodeID]bool{}, trying: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
 	}
 	n.life, n.end = context.WithCancel(context.Background())
 	var err error

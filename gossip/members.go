@@ -63,12 +63,9 @@ func (d delegate) met(m *memberlist.Node) {
 		return
 	}
 	d.n.mu.Lock()
+	defer d.n.mu.Unlock()
 	delete(d.n.dead, id)
-	d.n.mu.Unlock()
-	select {
-	case d.n.meet <- id:
-	default: // the timer meets it
-	}
+	d.n.answers(id)
 }
 
 // NotifyAlive implements memberlist.AliveDelegate: a member that was removed is refused, and so

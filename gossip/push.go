@@ -68,7 +68,7 @@ func (n *Node) await(nodes map[overlay.NodeID]bool) (*push, uint64) {
 	p := &push{waits: map[overlay.NodeID]bool{}, streams: map[overlay.NodeID]bool{}, done: make(chan struct{})}
 	for id := range nodes {
 		if n.dead[id] {
-			n.behind[id] = true // it learns of this as soon as it answers
+			n.miss(id) // it learns of this as soon as it answers
 		} else {
 			p.waits[id] = true
 		}
@@ -105,7 +105,7 @@ func (n *Node) deliver(p *push, id uint64, b []byte) {
 		defer n.mu.Unlock()
 		delete(n.pending, id)
 		for id := range p.waits {
-			n.behind[id] = true
+			n.miss(id)
 		}
 	}()
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
@@ -202,6 +202,9 @@ func (n *Node) acknowledged(by overlay.NodeID, id uint64) {
 	defer n.mu.Unlock()
 	if p := n.pending[id]; p != nil {
 		n.settle(p, by)
+	}
+	if _, lacks := n.behind[by]; lacks {
+		n.answers(by)
 	}
 }
 

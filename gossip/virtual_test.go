@@ -6,6 +6,7 @@ package gossip
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -33,6 +34,21 @@ func (w *world) split(n int) {
 		side[id] = true
 	}
 	w.lan.partition(func(from, to overlay.NodeID) bool { return side[from] != side[to] })
+}
+
+// restart stops a node and starts it with an empty table and what its agent has on its disk.
+func (w *world) restart(i int) *peer {
+	w.peers[i].stop()
+	p := w.start(i)
+	for p.Join(context.Background(), []netip.AddrPort{w.peers[(i+1)%len(w.peers)].host.at}) != nil {
+		time.Sleep(time.Second) // as the daemon does
+	}
+	said := p.said
+	p.said = 0
+	for e := range int(said) {
+		p.attach(e)
+	}
+	return p
 }
 
 // All know of a change while the attach that makes it still waits.
@@ -118,7 +134,7 @@ func TestARemovedNodeIsNotWaitedFor(t *testing.T) {
 			if silent := w.peers[0].attach(e); len(silent) > 0 {
 				t.Errorf("silent: %v", silent)
 			}
-			if err := w.peers[0].SetSelf(w.record(0)); err != nil {
+			if err := w.peers[0].SetSelf(w.describe(0)); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(5 * time.Second)
@@ -169,6 +185,121 @@ func TestALargePushGoesOnce(t *testing.T) {
 		}
 		if n := w.lan.dials.Load(); n != 99 {
 			t.Errorf("%d streams for 99 nodes", n)
+		}
+	})
+}
+
+// Who was cut off, with others or alone, knows a second after the heal what the others have
+// said meanwhile, and they know what it has said.
+func TestACutHeals(t *testing.T) {
+	for _, alone := range []int{1, 12} {
+		virtual(t, 25, func(w *world) {
+			a, b := w.peers[0], w.peers[20]
+			for round := range 5 {
+				w.split(alone)
+				time.Sleep(time.Minute + time.Duration(rand.Int64N(int64(time.Second))))
+				a.attach(2 * round)
+				b.attach(2*round + 1)
+				time.Sleep(time.Duration(round) * 7 * time.Second)
+				w.lan.heal()
+				took := w.within(10*time.Second, "both sides know", func() bool { return w.agree(a, b) })
+				t.Logf("%d nodes cut off, round %d: %s", alone, round, took)
+				if took > time.Second {
+					t.Errorf("%d nodes were cut off: it took %s until both sides knew", alone, took)
+				}
+				time.Sleep(5 * time.Second)
+			}
+		})
+	}
+}
+
+// What is said while nodes come and go, with a fifth of all packets lost, is known everywhere soon
+// after.
+func TestChurn(t *testing.T) {
+	virtual(t, 25, func(w *world) {
+		w.lan.loss, w.lan.twice = 0.2, 0.05
+		for round := range 30 {
+			i := rand.IntN(len(w.peers))
+			w.peers[i].attach(int(w.peers[i].said))
+			switch round % 6 {
+			case 1:
+				w.restart(rand.IntN(len(w.peers)))
+			case 3:
+				w.split(1 + rand.IntN(12))
+			case 5:
+				w.lan.heal()
+			}
+			time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Second))))
+		}
+		took := w.within(time.Minute, "all know all", func() bool { return w.agree(w.peers...) })
+		t.Logf("all knew all %s later", took)
+		if took > 3*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// Who misses a push is named, and knows when packets pass again, as does who hears it only later.
+func TestMissedPushes(t *testing.T) {
+	virtual(t, 10, func(w *world) {
+		w.split(3)
+		for e := range 5 {
+			if silent := w.peers[9].attach(e); len(silent) != 3 {
+				t.Errorf("silent: %v, want the first three", silent)
+			}
+		}
+		w.lan.heal()
+		if took := w.within(5*time.Second, "they know", func() bool { return w.agree(w.peers[9]) }); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// Hosts that are off delay nobody who can be reached.
+func TestSilentNodesDelayNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 60)
+		defer w.stop()
+		w.given()
+		a, b := w.peers[58], w.peers[59]
+		for e := range 5 {
+			w.split(58)
+			a.attach(2 * e)
+			time.Sleep(5 * time.Second)
+			w.lan.partition(func(from, to overlay.NodeID) bool { return from != to })
+			a.attach(2*e + 1)
+			time.Sleep(5 * time.Second)
+			w.split(58)
+			took := w.within(10*time.Second, "the other that is on knows", func() bool { return b.mark(a.Self).Number == a.said })
+			if took > time.Second {
+				t.Errorf("with 58 hosts off it took %s", took)
+			}
+		}
+	})
+}
+
+// A node that was given what it lacks, and was cut off before it got it, still lacks it.
+func TestWhatDidNotArriveIsGivenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.stop()
+		w.given()
+		a, b := w.peers[0], w.peers[1]
+		w.lan.delay, w.lan.jitter = 100*time.Millisecond, 0
+		a.Node.mu.Lock()
+		c, err := w.trust.CheckRecord(a.record(0), a.lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.table.Merge(c)
+		a.answers(b.Self)
+		a.Node.mu.Unlock()
+		time.Sleep(650 * time.Millisecond) // two round trips for the stream, one for the digests
+		w.split(1)
+		time.Sleep(15 * time.Second)
+		w.lan.heal()
+		if took := w.within(20*time.Second, "it is there", func() bool { return w.agree(a) }); took > 1500*time.Millisecond {
+			t.Errorf("it took %s", took)
 		}
 	})
 }

@@ -59,7 +59,7 @@ func (w *world) start(i int) *peer {
 	if err := p.enter(p.listConfig()); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := p.SetSelf(w.record(i)); err != nil {
+	if err := p.SetSelf(w.describe(i)); err != nil {
 		w.t.Fatal(err)
 	}
 	w.run(p)
@@ -99,7 +99,7 @@ func (w *world) given() {
 		if err := p.enter(c); err != nil {
 			w.t.Fatal(err)
 		}
-		s := w.record(i)
+		s := w.describe(i)
 		r, _, err := w.trust.CheckNode(s)
 		if err != nil {
 			w.t.Fatal(err)
@@ -112,8 +112,8 @@ func (w *world) given() {
 	}
 }
 
-// record is what a node says of itself.
-func (w *world) record(i int) overlay.SignedNode {
+// describe is what a node says of itself.
+func (w *world) describe(i int) overlay.SignedNode {
 	id := nodeID(i)
 	return overlay.SignedNode{
 		Identity: state(w.t, overlay.DomainIdentity, sign, overlay.Identity{V: 1, Place: place, Node: id, Key: public(seed(string(id))), Number: uint32(i + 1)}),
@@ -184,7 +184,7 @@ func (w *world) contact() {
 			}
 		}
 	}
-	w.within(30*time.Second, "all know each other", func() bool {
+	w.within(3*time.Minute, "all know each other", func() bool {
 		for _, p := range w.peers {
 			if len(p.Nodes()) != len(w.all) || len(p.list.Members()) != len(w.all) {
 				return false
@@ -215,20 +215,25 @@ func (p *peer) attach(endpoints ...int) []overlay.NodeID {
 }
 
 func (p *peer) publish(ctx context.Context, endpoints ...int) []overlay.NodeID {
-	i := slices.Index(p.world.all, p.Self)
 	var records []overlay.Signed
 	for _, e := range endpoints {
-		p.said++
-		records = append(records, state(p.world.t, overlay.DomainRecord, seed(string(p.Self)), overlay.Record{
-			V: 1, Place: place, Network: blue, Owner: p.Self, Endpoint: overlay.EndpointID(fmt.Sprintf("%08x%024x", i, e+1)),
-			Workload: fmt.Sprint("web-", e), Incarnation: 1, Number: p.said, MAC: overlay.MAC{2, 0, byte(i >> 8), byte(i), byte(e >> 8), byte(e)}, IPs: []netip.Addr{addrAt(i, e)},
-		}))
+		records = append(records, p.record(e))
 	}
 	silent, err := p.Publish(ctx, blue, records, p.lease)
 	if err != nil {
 		p.world.t.Error(err)
 	}
 	return silent
+}
+
+// record is the node's next one, of an endpoint.
+func (p *peer) record(e int) overlay.Signed {
+	i := slices.Index(p.world.all, p.Self)
+	p.said++
+	return state(p.world.t, overlay.DomainRecord, seed(string(p.Self)), overlay.Record{
+		V: 1, Place: place, Network: blue, Owner: p.Self, Endpoint: overlay.EndpointID(fmt.Sprintf("%08x%024x", i, e+1)),
+		Workload: fmt.Sprint("web-", e), Incarnation: 1, Number: p.said, MAC: overlay.MAC{2, 0, byte(i >> 8), byte(i), byte(e >> 8), byte(e)}, IPs: []netip.Addr{addrAt(i, e)},
+	})
 }
 
 // agree says whether all nodes that run know all that these say.
