@@ -294,7 +294,7 @@ func TestWhatDidNotArriveIsGivenAgain(t *testing.T) {
 		a.table.Merge(c)
 		a.answers(b.Self)
 		a.Node.mu.Unlock()
-		time.Sleep(650 * time.Millisecond) // two round trips for the stream, one for the digests
+		time.Sleep(550 * time.Millisecond) // two round trips for the stream, and a half for the digest
 		w.split(1)
 		time.Sleep(15 * time.Second)
 		w.lan.heal()
