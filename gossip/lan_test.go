@@ -44,9 +44,10 @@ type lan struct {
 
 // costs are what work takes on a core.
 type costs struct {
-	send, take         time.Duration // per packet or segment
-	sendByte, takeByte float64       // ns
-	handshake          time.Duration // of a stream, on each side
+	packet     time.Duration // to send one, and to receive one
+	streamByte float64       // ns, to send a byte on a stream, and to receive one
+	takeByte   float64       // ns, to decode, check and merge a byte of records; charged for all that comes in
+	handshake  time.Duration // of a stream, on each side
 }
 
 const (
@@ -139,7 +140,7 @@ func (h *host) work(d time.Duration, perByte float64, size int) time.Duration {
 }
 
 func (h *host) WriteTo(b []byte, addr string) (time.Time, error) {
-	time.Sleep(h.work(h.lan.cost.send, h.lan.cost.sendByte, len(b)))
+	time.Sleep(h.work(h.lan.cost.packet, 0, len(b)))
 	to := h.lan.host(addr)
 	h.lan.mu.Lock()
 	h.lan.sent++
@@ -176,7 +177,7 @@ func (h *host) arrive(p *memberlist.Packet) {
 		h.lan.mu.Unlock()
 		return
 	}
-	time.Sleep(h.work(h.lan.cost.take, h.lan.cost.takeByte, len(p.Buf)))
+	time.Sleep(h.work(h.lan.cost.packet, h.lan.cost.takeByte, len(p.Buf)))
 	h.mu.Lock()
 	h.waiting--
 	h.mu.Unlock()
@@ -351,7 +352,7 @@ func (f *flow) arrive(seq int, seg []byte) {
 		delete(f.early, f.due)
 		f.due++
 		c := f.from.lan.cost
-		if wait := f.to.work(c.take, c.takeByte, len(s)); wait == 0 {
+		if wait := f.to.work(0, c.streamByte+c.takeByte, len(s)); wait == 0 {
 			f.taken(s)
 		} else {
 			time.AfterFunc(wait, func() { // in order: a core does one thing at a time
@@ -429,7 +430,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		seg := rest[:min(mss, len(rest))]
 		rest = rest[len(seg):]
 		h := c.out.from
-		time.Sleep(h.work(h.lan.cost.send, h.lan.cost.sendByte, len(seg)))
+		time.Sleep(h.work(0, h.lan.cost.streamByte, len(seg)))
 		c.out.put(bytes.Clone(seg))
 	}
 	return len(b), nil

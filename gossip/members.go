@@ -46,8 +46,12 @@ func (d delegate) MergeRemoteState([]byte, bool)   {}
 // NotifyJoin implements memberlist.EventDelegate.
 func (d delegate) NotifyJoin(m *memberlist.Node) { d.met(m) }
 
-// NotifyUpdate implements memberlist.EventDelegate.
-func (d delegate) NotifyUpdate(m *memberlist.Node) { d.met(m) }
+// NotifyUpdate implements memberlist.EventDelegate. Mostly the record was here first.
+func (d delegate) NotifyUpdate(m *memberlist.Node) {
+	if known, ok := d.n.Record(overlay.NodeID(m.Name)); !ok || known.Number < recordNumber(m.Meta) {
+		d.met(m)
+	}
+}
 
 // NotifyLeave implements memberlist.EventDelegate.
 func (d delegate) NotifyLeave(m *memberlist.Node) {

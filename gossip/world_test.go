@@ -33,7 +33,8 @@ type peer struct {
 	stop  func()
 
 	mu    sync.Mutex
-	knows map[overlay.NodeID]func(overlay.Version) // called after each change with the mark of that node
+	marks map[overlay.NodeID]uint64 // what was known of the watched nodes
+	watch map[overlay.NodeID]func() // called when more of that node is known
 }
 
 func nodeID(i int) overlay.NodeID { return overlay.NodeID(fmt.Sprintf("%032x", i+1)) }
@@ -69,7 +70,7 @@ func (w *world) start(i int) *peer {
 func (w *world) make(i int) *peer {
 	w.t.Helper()
 	id, at := nodeID(i), netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), 5378)
-	p := &peer{world: w, host: w.lan.join(id, at), knows: map[overlay.NodeID]func(overlay.Version){}}
+	p := &peer{world: w, host: w.lan.join(id, at), marks: map[overlay.NodeID]uint64{}, watch: map[overlay.NodeID]func(){}}
 	var err error
 	p.Node, err = alone(Config{
 		Self: id, Label: "c1", Keys: [][]byte{make([]byte, 32)},
@@ -137,19 +138,22 @@ func (w *world) run(p *peer) {
 				return
 			case <-p.Changed():
 				p.Applied(p.Revision())
-				p.tell()
+				p.look()
 			}
 		}
 	})
 	p.stop = sync.OnceFunc(func() { cancel(); g.Wait() })
 }
 
-// tell calls those who wait for what the node knows.
-func (p *peer) tell() {
+// look calls those who watch when more is known.
+func (p *peer) look() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, f := range p.knows {
-		f(p.mark(id))
+	for id, f := range p.watch {
+		if m := p.mark(id).Number; m > p.marks[id] {
+			p.marks[id] = m
+			f()
+		}
 	}
 }
 
@@ -219,6 +223,10 @@ func (p *peer) publish(ctx context.Context, endpoints ...int) []overlay.NodeID {
 	for _, e := range endpoints {
 		records = append(records, p.record(e))
 	}
+	return p.state(ctx, records...)
+}
+
+func (p *peer) state(ctx context.Context, records ...overlay.Signed) []overlay.NodeID {
 	silent, err := p.Publish(ctx, blue, records, p.lease)
 	if err != nil {
 		p.world.t.Error(err)
