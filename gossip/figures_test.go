@@ -3,7 +3,6 @@
 package gossip
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"slices"
@@ -62,11 +61,7 @@ func TestFigures(t *testing.T) {
 			var g sync.WaitGroup
 			for e := range *endpoints {
 				r := w.peers[0].record(e)
-				g.Go(func() {
-					ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-					defer cancel()
-					w.peers[0].state(ctx, r)
-				})
+				g.Go(func() { w.peers[0].say(100*time.Millisecond, r) })
 			}
 			g.Wait()
 		})
@@ -74,13 +69,6 @@ func TestFigures(t *testing.T) {
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func upTo(n int) (out []int) {
-	for i := range n {
-		out = append(out, i)
-	}
-	return out
-}
 
 // spread says how long it takes from when a node begins to say something until each other node
 // knows all of it.

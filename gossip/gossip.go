@@ -55,6 +55,7 @@ type Node struct {
 	end     context.CancelFunc
 	working sync.WaitGroup // what begin has begun
 	slots   chan struct{}  // of streams that carry pushes
+	turns   chan struct{}  // of pushes that go out
 
 	mu       sync.Mutex
 	table    *table.Table
@@ -67,6 +68,8 @@ type Node struct {
 	removals map[overlay.NodeID]overlay.Signed
 	stated   map[overlay.NetworkID]overlay.Version // of this node's own records, as others hold them
 	pending  map[uint64]*push
+	queue    []*push // those that have not gone out
+	draining bool
 	lastPush uint64
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
@@ -98,6 +101,10 @@ type probe struct {
 
 // push is one that waits for acknowledgements.
 type push struct {
+	id      uint64
+	network overlay.NetworkID
+	claims  []overlay.Claim
+	packs   []*push // those that it goes out for
 	waits   map[overlay.NodeID]bool
 	streams map[overlay.NodeID]bool // one of these is on its way, or waits for its turn
 	done    chan struct{}           // closed when nobody is waited for
@@ -132,7 +139,7 @@ func New(c Config) (*Node, error) {
 // alone makes a node that has no membership yet.
 func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1), slots: make(chan struct{}, pushWidth),
+		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1), slots: make(chan struct{}, pushWidth), turns: make(chan struct{}, pushTurns),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),

@@ -44,9 +44,9 @@ func (n *Node) tell(f frame) {
 		all[id] = true
 	}
 	delete(all, n.Self)
-	p, id := n.await(all)
+	p := n.await(all)
 	n.mu.Unlock()
-	f.V, f.Kind, f.From, f.ID = version, kindNodes, n.Self, id
+	f.V, f.Kind, f.From, f.ID = version, kindNodes, n.Self, p.id
 	b, err := json.Marshal(f)
 	if err != nil {
 		return
@@ -60,7 +60,7 @@ func (n *Node) tell(f frame) {
 			case <-n.life.Done():
 			}
 		}
-		n.deliver(p, id, b)
+		n.deliver(p, b, func() {})
 	})
 }
 

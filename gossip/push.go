@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -20,6 +21,8 @@ const (
 	pushTime   = 2 * time.Second // until an exchange has to do it
 	pushWidth  = 64              // streams of pushes at the same time
 	streamTime = 5 * time.Second
+	pushTurns  = 8  // pushes that have just gone out and are not acknowledged
+	packAbove  = 16 // pushes that wait for their turn; a stream is cheaper than more packets
 )
 
 // Publish states records of this node's own and pushes them to the participants and the
@@ -46,16 +49,15 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 			n.changes() // another's claim to the address does not stand any more
 		}
 	}
-	p, id := n.await(n.audience(network))
+	p := n.await(n.audience(network))
+	p.network, p.claims = network, claims
+	n.queue = append(n.queue, p)
+	idle := !n.draining
+	n.draining = true
 	n.mu.Unlock()
-	b, err := json.Marshal(frame{
-		V: version, Kind: kindPush, From: n.Self, ID: id,
-		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}},
-	})
-	if err != nil {
-		return nil, overlay.Errorf(overlay.Internal, "encode a push: %w", err)
+	if idle {
+		n.begin(n.drain)
 	}
-	n.begin(func() { n.deliver(p, id, b) })
 	select {
 	case <-p.done:
 	case <-ctx.Done():
@@ -63,9 +65,10 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 	return n.waiting(p), nil
 }
 
-// await makes a push that nodes must acknowledge, and its number. The caller holds mu.
-func (n *Node) await(nodes map[overlay.NodeID]bool) (*push, uint64) {
-	p := &push{waits: map[overlay.NodeID]bool{}, streams: map[overlay.NodeID]bool{}, done: make(chan struct{})}
+// await makes a push that nodes must acknowledge. The caller holds mu.
+func (n *Node) await(nodes map[overlay.NodeID]bool) *push {
+	n.lastPush++
+	p := &push{id: n.lastPush, waits: map[overlay.NodeID]bool{}, streams: map[overlay.NodeID]bool{}, done: make(chan struct{})}
 	for id := range nodes {
 		if n.dead[id] {
 			n.miss(id) // it learns of this as soon as it answers
@@ -73,13 +76,67 @@ func (n *Node) await(nodes map[overlay.NodeID]bool) (*push, uint64) {
 			p.waits[id] = true
 		}
 	}
-	n.lastPush++
 	if len(p.waits) > 0 {
-		n.pending[n.lastPush] = p
+		n.pending[p.id] = p
 	} else {
 		close(p.done)
 	}
-	return p, n.lastPush
+	return p
+}
+
+// drain sends what is to be pushed. When more waits than goes out, it is packed together.
+func (n *Node) drain() {
+	for {
+		select {
+		case n.turns <- struct{}{}:
+		case <-n.life.Done():
+			return
+		}
+		n.mu.Lock()
+		p := n.next()
+		n.draining = p != nil
+		n.mu.Unlock()
+		if p == nil {
+			<-n.turns
+			return
+		}
+		b, err := json.Marshal(frame{
+			V: version, Kind: kindPush, From: n.Self, ID: p.id,
+			Networks: []part{{Network: p.network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: p.claims})}}},
+		})
+		if err != nil {
+			n.Log.Error("encode a push", "network", p.network, "err", err)
+		}
+		n.begin(func() { n.deliver(p, b, sync.OnceFunc(func() { <-n.turns })) })
+	}
+}
+
+// next is the push that goes out next: the oldest, or all of its network when many wait. The caller
+// holds mu.
+func (n *Node) next() *push {
+	if len(n.queue) == 0 {
+		return nil
+	}
+	oldest := n.queue[0]
+	var same, others []*push
+	for _, p := range n.queue {
+		if p.network == oldest.network {
+			same = append(same, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	if len(same) <= packAbove {
+		n.queue = n.queue[1:]
+		return oldest
+	}
+	n.queue = others
+	all := n.await(n.audience(oldest.network))
+	all.network, all.packs = oldest.network, same
+	for _, p := range same {
+		all.claims = append(all.claims, p.claims...)
+	}
+	return all
 }
 
 // audience are the nodes that learn of a network's endpoints. The caller holds mu.
@@ -96,20 +153,15 @@ func (n *Node) audience(network overlay.NetworkID) map[overlay.NodeID]bool {
 	return all
 }
 
-// deliver sends until all have acknowledged. Who has not after a while learns it from an exchange.
-func (n *Node) deliver(p *push, id uint64, b []byte) {
+// deliver sends until all have acknowledged, and calls sent when that was done or is due again. Who
+// has not acknowledged after a while learns it from an exchange.
+func (n *Node) deliver(p *push, b []byte, sent func()) {
 	late := time.NewTimer(pushTime)
 	defer late.Stop()
-	defer func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		delete(n.pending, id)
-		for id := range p.waits {
-			n.miss(id)
-		}
-	}()
+	defer n.forget(p)
+	defer sent()
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
-		n.send(p, id, b)
+		n.send(p, b)
 		again := time.NewTimer(wait)
 		select {
 		case <-p.done:
@@ -123,6 +175,20 @@ func (n *Node) deliver(p *push, id uint64, b []byte) {
 			return
 		case <-again.C:
 		}
+		sent()
+	}
+}
+
+// forget ends a push. Who has not acknowledged it lacks it.
+func (n *Node) forget(p *push) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.pending, p.id)
+	for _, q := range p.packs {
+		delete(n.pending, q.id)
+	}
+	for id := range p.waits {
+		n.miss(id)
 	}
 }
 
@@ -134,7 +200,7 @@ func (n *Node) waiting(p *push) []overlay.NodeID {
 
 // send sends one try of a push to who is waited for: as a packet where it fits, else as a stream,
 // of which each has one at a time.
-func (n *Node) send(p *push, id uint64, b []byte) {
+func (n *Node) send(p *push, b []byte) {
 	if len(b) <= maxPush {
 		n.sendPackets(p, b)
 		return
@@ -151,7 +217,7 @@ func (n *Node) send(p *push, id uint64, b []byte) {
 			continue
 		}
 		n.begin(func() {
-			n.sendStream(to, hostPort(at), id, b)
+			n.sendStream(to, hostPort(at), p.id, b)
 			n.mu.Lock()
 			delete(p.streams, to)
 			n.mu.Unlock()
@@ -221,6 +287,9 @@ func (n *Node) settle(p *push, id overlay.NodeID) {
 		if len(p.waits) == 0 {
 			close(p.done)
 		}
+	}
+	for _, q := range p.packs {
+		n.settle(q, id)
 	}
 }
 

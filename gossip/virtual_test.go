@@ -8,6 +8,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -151,13 +152,7 @@ func TestARemovedNodeIsNotWaitedFor(t *testing.T) {
 func TestRunLeavesNothing(t *testing.T) {
 	virtual(t, 3, func(w *world) {
 		w.split(1)
-		var many []int
-		for e := range 50 {
-			many = append(many, e)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
-		defer cancel()
-		w.peers[0].publish(ctx, many...)
+		w.peers[0].attach(upTo(50)...)
 		w.peers[0].stop()
 		if n := w.peers[0].host.dialling.Load(); n != 0 {
 			t.Errorf("%d streams are being opened after Run has returned", n)
@@ -172,11 +167,7 @@ func TestALargePushGoesOnce(t *testing.T) {
 		defer w.stop()
 		w.given()
 		w.lan.delay = 50 * time.Millisecond
-		var many []int
-		for e := range 50 {
-			many = append(many, e)
-		}
-		if silent := w.peers[0].attach(many...); len(silent) != 99 {
+		if silent := w.peers[0].attach(upTo(50)...); len(silent) != 99 {
 			t.Errorf("%d are silent, want all: the way is long", len(silent))
 		}
 		time.Sleep(time.Second)
@@ -300,6 +291,32 @@ func TestWhatDidNotArriveIsGivenAgain(t *testing.T) {
 		w.lan.heal()
 		if took := w.within(20*time.Second, "it is there", func() bool { return w.agree(a) }); took > 1500*time.Millisecond {
 			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// Many pushes at the same time are packed together.
+func TestManyPushesArePacked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 20)
+		defer w.stop()
+		w.given()
+		p := w.peers[0]
+		var g sync.WaitGroup
+		for e := range 500 {
+			r := p.record(e)
+			g.Go(func() {
+				if silent := p.say(100*time.Millisecond, r); len(silent) > 0 {
+					t.Errorf("silent: %v", silent)
+				}
+			})
+		}
+		g.Wait()
+		if !w.agree(p) {
+			t.Error("not all know all")
+		}
+		if w.lan.sent > 1000 {
+			t.Errorf("%d packets, for 500 records to 19 nodes", w.lan.sent)
 		}
 	})
 }

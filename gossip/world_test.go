@@ -213,20 +213,16 @@ func (w *world) within(d time.Duration, what string, ok func() bool) time.Durati
 
 // attach states endpoints as an attach does, which waits for 100 ms, and names who is silent.
 func (p *peer) attach(endpoints ...int) []overlay.NodeID {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	return p.publish(ctx, endpoints...)
-}
-
-func (p *peer) publish(ctx context.Context, endpoints ...int) []overlay.NodeID {
 	var records []overlay.Signed
 	for _, e := range endpoints {
 		records = append(records, p.record(e))
 	}
-	return p.state(ctx, records...)
+	return p.say(100*time.Millisecond, records...)
 }
 
-func (p *peer) state(ctx context.Context, records ...overlay.Signed) []overlay.NodeID {
+func (p *peer) say(patience time.Duration, records ...overlay.Signed) []overlay.NodeID {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	silent, err := p.Publish(ctx, blue, records, p.lease)
 	if err != nil {
 		p.world.t.Error(err)
@@ -254,4 +250,11 @@ func (w *world) agree(speakers ...*peer) bool {
 		}
 	}
 	return true
+}
+
+func upTo(n int) (out []int) {
+	for i := range n {
+		out = append(out, i)
+	}
+	return out
 }
