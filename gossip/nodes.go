@@ -166,9 +166,9 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	n.removals[r.Node] = s
 	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
 	delete(n.nodes, r.Node)
-	delete(n.behind, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
+	delete(n.behind, r.Node)
 	n.changes()
 	return true, nil
 }

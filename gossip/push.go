@@ -274,9 +274,13 @@ func (n *Node) acknowledged(by overlay.NodeID, id uint64) {
 	}
 }
 
-// giveUp waits no longer for a node that membership says is dead. The caller holds mu.
+// giveUp waits no longer for a node that membership says is dead. What it was being told it lacks.
+// The caller holds mu.
 func (n *Node) giveUp(id overlay.NodeID) {
 	for _, p := range n.pending {
+		if p.waits[id] {
+			n.miss(id)
+		}
 		n.settle(p, id)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"pgregory.net/rapid"
 
 	"github.com/heddle-net/heddle/overlay"
@@ -317,6 +318,25 @@ func TestManyPushesArePacked(t *testing.T) {
 		}
 		if w.lan.sent > 1000 {
 			t.Errorf("%d packets, for 500 records to 19 nodes", w.lan.sent)
+		}
+	})
+}
+
+// Who dies while it is being told lacks what it was told.
+func TestANodeDiesAmidAPush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.stop()
+		w.given()
+		w.split(1)
+		time.AfterFunc(50*time.Millisecond, func() { delegate{w.peers[0].Node}.NotifyLeave(&memberlist.Node{Name: string(w.all[1])}) })
+		if silent := w.peers[0].attach(0); len(silent) > 0 {
+			t.Errorf("silent: %v, and it is dead", silent)
+		}
+		time.Sleep(time.Minute)
+		w.lan.heal()
+		if took := w.within(time.Minute, "it knows", func() bool { return w.agree(w.peers[0]) }); took > time.Second {
+			t.Errorf("it took %s", took)
 		}
 	})
 }
