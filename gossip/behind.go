@@ -17,6 +17,7 @@ const (
 	maxKnocks    = 256 // nodes that are knocked at in one round
 	catchUpWidth = 16  // exchanges with nodes that have answered
 	blindWidth   = 4   // exchanges with nodes that have not
+	dialTime     = time.Second
 )
 
 // miss notes that a node lacks something. The caller holds mu.
@@ -76,7 +77,7 @@ func (n *Node) bringUp(ctx context.Context, room *errgroup.Group) {
 }
 
 func (n *Node) meet(ctx context.Context, id overlay.NodeID) {
-	err := n.exchange(ctx, id)
+	err := n.exchange(ctx, id, dialTime)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.meeting, id)
@@ -98,7 +99,7 @@ func (n *Node) tryBlindly(ctx context.Context, room *errgroup.Group) {
 }
 
 func (n *Node) try(ctx context.Context, id overlay.NodeID) {
-	err := n.exchange(ctx, id)
+	err := n.exchange(ctx, id, dialTime)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.trying, id)

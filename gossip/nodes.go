@@ -26,7 +26,7 @@ func (n *Node) SetSelf(s overlay.SignedNode) error {
 // Introduce learns from a member who there is, and tells all of them what this node says of
 // itself, so that nobody has to hear of it by chance.
 func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
-	if err := n.exchange(ctx, to); err != nil {
+	if err := n.exchange(ctx, to, exchangeTime); err != nil {
 		return err
 	}
 	n.mu.Lock()
