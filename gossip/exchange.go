@@ -86,7 +86,7 @@ func (n *Node) exchangeOnTimer(ctx context.Context) {
 		case <-pause.C:
 		}
 		for _, id := range n.pick() {
-			if err := n.exchange(ctx, id, exchangeTime); err != nil && ctx.Err() == nil {
+			if err := n.exchange(ctx, id, dialTime); err != nil && ctx.Err() == nil {
 				n.count("exchanges failed")
 				n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 			}

@@ -16,7 +16,7 @@ const version = 1
 const (
 	kindPush  = "push"  // records of one owner in one network, to be acknowledged
 	kindAck   = "ack"   // answers a push
-	kindNodes = "nodes" // node records and removals
+	kindNodes = "nodes" // node records and removals; acknowledged if it has an ID, also with nothing in it
 	kindAsk   = "ask"   // begins an exchange: what the sender holds
 	kindGive  = "give"  // what the other lacks
 )

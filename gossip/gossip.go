@@ -60,7 +60,7 @@ type Node struct {
 	end     context.CancelFunc
 	working sync.WaitGroup // what begin has begun
 	slots   chan struct{}  // of streams that carry pushes
-	turns   chan struct{}  // of pushes that go out
+	turns   chan struct{}  // of pushes that have just gone out
 
 	mu       sync.Mutex
 	table    *table.Table
@@ -143,11 +143,13 @@ func New(c Config) (*Node, error) {
 // alone makes a node that has no membership yet.
 func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1), slots: make(chan struct{}, pushWidth), turns: make(chan struct{}, pushTurns),
+		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1),
+		slots: make(chan struct{}, pushWidth), turns: make(chan struct{}, pushTurns),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, meeting: map[overlay.NodeID]bool{}, trying: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+		behind: map[overlay.NodeID]bool{}, meeting: map[overlay.NodeID]bool{}, trying: map[overlay.NodeID]bool{},
 	}
 	n.life, n.end = context.WithCancel(context.Background())
 	var err error

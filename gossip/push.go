@@ -14,15 +14,14 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-// Retransmissions of a push: the first after retryFirst, doubling to retryMost.
 const (
-	retryFirst = 15 * time.Millisecond
+	retryFirst = 15 * time.Millisecond // until a push is sent again; doubles to retryMost
 	retryMost  = 250 * time.Millisecond
 	pushTime   = 2 * time.Second // until an exchange has to do it
+	pushTurns  = 8               // pushes that are new and not acknowledged; others wait
+	packAbove  = 16              // pushes that wait; a stream is cheaper than more packets
 	pushWidth  = 64              // streams of pushes at the same time
 	streamTime = 5 * time.Second
-	pushTurns  = 8  // pushes that have just gone out and are not acknowledged
-	packAbove  = 16 // pushes that wait for their turn; a stream is cheaper than more packets
 )
 
 // Publish states records of this node's own and pushes them to the participants and the
@@ -56,7 +55,7 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 	n.draining = true
 	n.mu.Unlock()
 	if idle {
-		n.begin(n.drain)
+		n.begin(n.drain) // until the queue is empty
 	}
 	select {
 	case <-p.done:
