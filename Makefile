@@ -16,7 +16,7 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 # What `make check` tests: packages without I/O, and the import rules.
 PURE := ./cmd ./overlay ./overlay/ipam ./overlay/plan ./overlay/wire ./cluster/state ./gossip/table ./datapath
 
-.PHONY: help build test check e2e soak demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
+.PHONY: help build test check e2e soak sim demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
@@ -43,6 +43,9 @@ e2e: build setup reporter ## the scenarios alone (root); RUN=REGEXP picks some
 
 soak: build setup reporter ## the scenarios of faults, each repeated ROUNDS times (root)
 	bin/testreport -count=1 -v -tags $(TAGS) -timeout 80m -run 'TestTheLeaderIsKilledAmidWrites' ./e2e -rounds $(ROUNDS)
+
+sim: need-go ## print the figures of gossip with 1,000 nodes, simulated
+	$(GO) test -count=1 -v -tags $(TAGS) -timeout 10m -run TestFigures ./gossip -participants 1000 -endpoints 1000
 
 demo: need-root build ## five hosts in namespaces show what heddle does (root)
 	bin/heddle-demo

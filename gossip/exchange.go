@@ -2,9 +2,8 @@ package gossip
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"maps"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -52,7 +51,7 @@ func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID) error {
 	for _, id := range ask {
 		g.Go(func() error {
 			n.whereIs(ctx, id)
-			return n.exchange(ctx, id)
+			return n.exchange(ctx, id, exchangeTime)
 		})
 	}
 	return g.Wait()
@@ -76,7 +75,7 @@ func (n *Node) whereIs(ctx context.Context, id overlay.NodeID) {
 	}
 }
 
-// exchangeOnTimer meets nodes that come up at once, and one of each network now and then.
+// exchangeOnTimer meets one of each network now and then.
 func (n *Node) exchangeOnTimer(ctx context.Context) {
 	for {
 		pause := time.NewTimer(exchangeEvery/2 + rand.N(exchangeEvery))
@@ -84,70 +83,14 @@ func (n *Node) exchangeOnTimer(ctx context.Context) {
 		case <-ctx.Done():
 			pause.Stop()
 			return
-		case id := <-n.meet:
-			n.tryExchange(ctx, id)
 		case <-pause.C:
-			for _, id := range n.pick() {
-				n.tryExchange(ctx, id)
+		}
+		for _, id := range n.pick() {
+			if err := n.exchange(ctx, id, dialTime); err != nil && ctx.Err() == nil {
+				n.count("exchanges failed")
+				n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 			}
 		}
-		pause.Stop()
-	}
-}
-
-// catchUp exchanges with nodes that missed a push until they answer: after a cut the two
-// sides know of each other as soon as packets pass again.
-func (n *Node) catchUp(ctx context.Context) {
-	tick := time.NewTicker(catchUpEvery)
-	defer tick.Stop()
-	var g errgroup.Group
-	g.SetLimit(catchUpWidth)
-	defer func() { _ = g.Wait() }()
-	var mu sync.Mutex
-	busy := map[overlay.NodeID]bool{}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		n.tellAgain()
-		n.mu.Lock()
-		late := slices.Collect(maps.Keys(n.behind))
-		n.mu.Unlock()
-		for _, id := range late {
-			mu.Lock()
-			again := busy[id]
-			mu.Unlock()
-			if again {
-				continue
-			}
-			g.TryGo(func() error {
-				mu.Lock()
-				busy[id] = true
-				mu.Unlock()
-				try, cancel := context.WithTimeout(ctx, catchUpTime)
-				defer cancel()
-				if n.exchange(try, id) == nil {
-					n.mu.Lock()
-					delete(n.behind, id)
-					n.mu.Unlock()
-				}
-				mu.Lock()
-				delete(busy, id)
-				mu.Unlock()
-				return nil
-			})
-		}
-	}
-}
-
-func (n *Node) tryExchange(ctx context.Context, id overlay.NodeID) {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
-	defer cancel()
-	if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
-		n.count("exchanges failed")
-		n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 	}
 }
 
@@ -164,8 +107,8 @@ func (n *Node) pick() []overlay.NodeID {
 			}
 		}
 	}
-	for _, ids := range n.follows {
-		one(ids)
+	for id := range n.follows {
+		one(n.audience(id))
 	}
 	all := map[overlay.NodeID]bool{}
 	for id := range n.nodes {
@@ -197,13 +140,17 @@ func (n *Node) addressOf(id overlay.NodeID) (string, error) {
 }
 
 // exchange brings this node and another to the same knowledge: both say what they hold, both
-// get what they lack.
-func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
+// get what they lack. It gives up when no stream stands after a while.
+func (n *Node) exchange(ctx context.Context, id overlay.NodeID, patience time.Duration) error {
 	at, err := n.addressOf(id)
 	if err != nil {
 		return err
 	}
-	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
+	defer cancel()
+	dialling, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := n.wire.Dial(dialling, at, id)
 	if err != nil {
 		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
 	}
@@ -221,7 +168,13 @@ func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
 	n.takeParts(theirs.Networks)
 	give := n.lacking(theirs)
 	give.Kind = kindGive
-	return send(c, give)
+	if err := send(c, give); err != nil {
+		return err
+	}
+	if _, err := receive(c); !errors.Is(err, io.EOF) { // the other closes when it has taken it in
+		return overlay.Errorf(overlay.Unavailable, "node %s has not confirmed what it was given: %w", id.Short(), err)
+	}
+	return nil
 }
 
 // ask says what this node holds of the networks that it shares with another.
@@ -281,7 +234,7 @@ func (n *Node) serveExchanges(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case c := <-n.wire.syncs:
+		case c := <-n.wire.Exchanges():
 			if !g.TryGo(func() error { n.answer(ctx, c); return nil }) {
 				n.count("exchanges refused: too many")
 				c.Close()
@@ -290,21 +243,17 @@ func (n *Node) serveExchanges(ctx context.Context) {
 	}
 }
 
-func (n *Node) answer(ctx context.Context, c *tls.Conn) {
+func (n *Node) answer(ctx context.Context, c stream) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	_ = c.SetDeadline(time.Now().Add(exchangeTime))
-	peer, err := n.Peer(c.ConnectionState())
-	if err != nil {
-		return
-	}
 	f, err := receive(c)
-	if err == nil && f.From != peer {
-		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", peer.Short(), f.From.Short())
+	if err == nil && f.From != c.peer {
+		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", c.peer.Short(), f.From.Short())
 	}
 	if err == nil {
-		err = n.reply(c, f)
+		err = n.reply(ctx, c, f)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		n.refused("frame", err)
@@ -312,7 +261,7 @@ func (n *Node) answer(ctx context.Context, c *tls.Conn) {
 }
 
 // reply answers the first frame of a stream.
-func (n *Node) reply(c *tls.Conn, f frame) error {
+func (n *Node) reply(ctx context.Context, c stream, f frame) error {
 	switch f.Kind {
 	case kindPush:
 		n.takeParts(f.Networks)
@@ -321,11 +270,14 @@ func (n *Node) reply(c *tls.Conn, f frame) error {
 		select {
 		case <-applied:
 			return send(c, n.ack(f))
-		case <-n.wire.closed:
+		case <-ctx.Done():
 			return nil
 		case <-time.After(time.Second): // the sender waits no longer
 			return nil
 		}
+	case kindNodes:
+		n.takeNodes(f)
+		return send(c, n.ack(f))
 	case kindAsk:
 	default:
 		return overlay.Errorf(overlay.Unread, "a stream that begins with %.20q", f.Kind)

@@ -16,7 +16,7 @@ const version = 1
 const (
 	kindPush  = "push"  // records of one owner in one network, to be acknowledged
 	kindAck   = "ack"   // answers a push
-	kindNodes = "nodes" // node records and removals
+	kindNodes = "nodes" // node records and removals; acknowledged if it has an ID, also with nothing in it
 	kindAsk   = "ask"   // begins an exchange: what the sender holds
 	kindGive  = "give"  // what the other lacks
 )
@@ -100,7 +100,12 @@ func send(w io.Writer, f frame) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return sendBytes(w, b)
+}
+
+// sendBytes writes a frame that is encoded already.
+func sendBytes(w io.Writer, b []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
 	return err
 }
 

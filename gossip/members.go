@@ -46,8 +46,12 @@ func (d delegate) MergeRemoteState([]byte, bool)   {}
 // NotifyJoin implements memberlist.EventDelegate.
 func (d delegate) NotifyJoin(m *memberlist.Node) { d.met(m) }
 
-// NotifyUpdate implements memberlist.EventDelegate.
-func (d delegate) NotifyUpdate(m *memberlist.Node) { d.met(m) }
+// NotifyUpdate implements memberlist.EventDelegate. Mostly the record was here first.
+func (d delegate) NotifyUpdate(m *memberlist.Node) {
+	if known, ok := d.n.Record(overlay.NodeID(m.Name)); !ok || known.Number < recordNumber(m.Meta) {
+		d.met(m)
+	}
+}
 
 // NotifyLeave implements memberlist.EventDelegate.
 func (d delegate) NotifyLeave(m *memberlist.Node) {
@@ -63,12 +67,9 @@ func (d delegate) met(m *memberlist.Node) {
 		return
 	}
 	d.n.mu.Lock()
+	defer d.n.mu.Unlock()
 	delete(d.n.dead, id)
-	d.n.mu.Unlock()
-	select {
-	case d.n.meet <- id:
-	default: // the timer meets it
-	}
+	d.n.answers(id)
 }
 
 // NotifyAlive implements memberlist.AliveDelegate: a member that was removed is refused, and so

@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -14,16 +14,19 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-// Retransmissions of a push: the first after retryFirst, doubling to retryMost.
 const (
-	retryFirst = 15 * time.Millisecond
+	retryFirst = 15 * time.Millisecond // until a push is sent again; doubles to retryMost
 	retryMost  = 250 * time.Millisecond
-	pushWidth  = 64 // streams of one push at the same time
+	pushTime   = 2 * time.Second // until an exchange has to do it
+	pushTurns  = 8               // pushes that are new and not acknowledged; others wait
+	packAbove  = 16              // pushes that wait; a stream is cheaper than more packets
+	pushWidth  = 64              // streams of pushes at the same time
+	streamTime = 5 * time.Second
 )
 
 // Publish states records of this node's own and pushes them to the participants and the
 // managers. It returns when every one that lives has acknowledged, or at ctx's end with those
-// that have not; they learn it from an exchange. With a ctx that has ended it sends once.
+// that have not; they are told again for a while, then they learn it from an exchange.
 func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records []overlay.Signed, lease overlay.Signed) ([]overlay.NodeID, error) {
 	trust := n.Trust()
 	l, err := trust.CheckLease(lease)
@@ -45,32 +48,94 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 			n.changes() // another's claim to the address does not stand any more
 		}
 	}
-	p := &push{waits: map[overlay.NodeID]bool{}, done: make(chan struct{})}
-	for id := range n.audience(network) {
+	p := n.await(n.audience(network))
+	p.network, p.claims = network, claims
+	n.queue = append(n.queue, p)
+	idle := !n.draining
+	n.draining = true
+	n.mu.Unlock()
+	if idle {
+		n.begin(n.drain) // until the queue is empty
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+	}
+	return n.waiting(p), nil
+}
+
+// await makes a push that nodes must acknowledge. The caller holds mu.
+func (n *Node) await(nodes map[overlay.NodeID]bool) *push {
+	n.lastPush++
+	p := &push{id: n.lastPush, waits: map[overlay.NodeID]bool{}, streams: map[overlay.NodeID]bool{}, done: make(chan struct{})}
+	for id := range nodes {
 		if n.dead[id] {
-			n.behind[id] = true // it learns of this as soon as it answers
+			n.miss(id) // it learns of this as soon as it answers
 		} else {
 			p.waits[id] = true
 		}
 	}
-	n.lastPush++
-	id := n.lastPush
 	if len(p.waits) > 0 {
-		n.pending[id] = p
+		n.pending[p.id] = p
 	} else {
 		close(p.done)
 	}
-	n.mu.Unlock()
-	defer func() {
+	return p
+}
+
+// drain sends what is to be pushed. When more waits than goes out, it is packed together.
+func (n *Node) drain() {
+	for {
+		select {
+		case n.turns <- struct{}{}:
+		case <-n.life.Done():
+			return
+		}
 		n.mu.Lock()
-		delete(n.pending, id)
+		p := n.next()
+		n.draining = p != nil
 		n.mu.Unlock()
-	}()
-	f := frame{
-		V: version, Kind: kindPush, From: n.Self, ID: id,
-		Networks: []part{{Network: network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: claims})}}},
+		if p == nil {
+			<-n.turns
+			return
+		}
+		b, err := json.Marshal(frame{
+			V: version, Kind: kindPush, From: n.Self, ID: p.id,
+			Networks: []part{{Network: p.network, Batches: []batch{pack(table.Batch{Owner: n.Self, Claims: p.claims})}}},
+		})
+		if err != nil {
+			n.Log.Error("encode a push", "network", p.network, "err", err)
+		}
+		n.begin(func() { n.deliver(p, b, sync.OnceFunc(func() { <-n.turns })) })
 	}
-	return n.deliver(ctx, p, f)
+}
+
+// next is the push that goes out next: the oldest, or all of its network when many wait. The caller
+// holds mu.
+func (n *Node) next() *push {
+	if len(n.queue) == 0 {
+		return nil
+	}
+	oldest := n.queue[0]
+	var same, others []*push
+	for _, p := range n.queue {
+		if p.network == oldest.network {
+			same = append(same, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	if len(same) <= packAbove {
+		n.queue = n.queue[1:]
+		return oldest
+	}
+	n.queue = others
+	all := n.await(n.audience(oldest.network))
+	all.network, all.packs = oldest.network, same
+	for _, p := range same {
+		all.claims = append(all.claims, p.claims...)
+	}
+	return all
 }
 
 // audience are the nodes that learn of a network's endpoints. The caller holds mu.
@@ -81,33 +146,48 @@ func (n *Node) audience(network overlay.NetworkID) map[overlay.NodeID]bool {
 	}
 	maps.Copy(all, n.managers)
 	delete(all, n.Self)
+	for id := range n.removals {
+		delete(all, id)
+	}
 	return all
 }
 
-// deliver sends until all have acknowledged or ctx ends.
-func (n *Node) deliver(ctx context.Context, p *push, f frame) ([]overlay.NodeID, error) {
-	b, err := json.Marshal(f)
-	if err != nil {
-		return nil, overlay.Errorf(overlay.Internal, "encode a push: %w", err)
-	}
+// deliver sends until all have acknowledged, and calls sent when that was done or is due again. Who
+// has not acknowledged after a while learns it from an exchange.
+func (n *Node) deliver(p *push, b []byte, sent func()) {
+	late := time.NewTimer(pushTime)
+	defer late.Stop()
+	defer n.forget(p)
+	defer sent()
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
-		n.send(n.waiting(p), b, f)
+		n.send(p, b)
 		again := time.NewTimer(wait)
 		select {
 		case <-p.done:
 			again.Stop()
-			return nil, nil
-		case <-ctx.Done():
+			return
+		case <-late.C:
 			again.Stop()
-			silent := n.waiting(p)
-			n.mu.Lock()
-			for _, id := range silent {
-				n.behind[id] = true
-			}
-			n.mu.Unlock()
-			return silent, nil
+			return
+		case <-n.life.Done():
+			again.Stop()
+			return
 		case <-again.C:
 		}
+		sent()
+	}
+}
+
+// forget ends a push. Who has not acknowledged it lacks it.
+func (n *Node) forget(p *push) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.pending, p.id)
+	for _, q := range p.packs {
+		delete(n.pending, q.id)
+	}
+	for id := range p.waits {
+		n.miss(id)
 	}
 }
 
@@ -117,46 +197,67 @@ func (n *Node) waiting(p *push) []overlay.NodeID {
 	return slices.Sorted(maps.Keys(p.waits))
 }
 
-// send sends one try of a push to the nodes: as a packet where it fits, else as a stream.
-func (n *Node) send(to []overlay.NodeID, b []byte, f frame) {
-	slots := make(chan struct{}, pushWidth)
-	for _, id := range to {
+// send sends one try of a push to who is waited for: as a packet where it fits, else as a stream,
+// of which each has one at a time.
+func (n *Node) send(p *push, b []byte) {
+	if len(b) <= maxPush {
+		n.sendPackets(p, b)
+		return
+	}
+	for _, to := range n.waiting(p) {
 		n.mu.Lock()
-		at := n.nodes[id].record.Gossip
-		n.mu.Unlock()
-		if !at.IsValid() {
-			continue // it has not said yet where it is
+		at := n.nodes[to].record.Gossip
+		free := at.IsValid() && !p.streams[to]
+		if free {
+			p.streams[to] = true
 		}
-		if len(b) <= maxPush {
-			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(id)}, b)
+		n.mu.Unlock()
+		if !free {
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-			go func() {
-				defer func() { <-slots }()
-				n.sendStream(id, hostPort(at), f)
-			}()
-		default: // the next try takes the rest
+		n.begin(func() {
+			n.sendStream(to, hostPort(at), p.id, b)
+			n.mu.Lock()
+			delete(p.streams, to)
+			n.mu.Unlock()
+		})
+	}
+}
+
+// sendPackets sends a push to who is waited for and has said where it is.
+func (n *Node) sendPackets(p *push, b []byte) {
+	for _, to := range n.waiting(p) {
+		n.mu.Lock()
+		at := n.nodes[to].record.Gossip
+		n.mu.Unlock()
+		if at.IsValid() {
+			_ = n.list.SendToAddress(memberlist.Address{Addr: hostPort(at), Name: string(to)}, b)
 		}
 	}
 }
 
 // sendStream sends a push over a stream, which carries the acknowledgement back.
-func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+func (n *Node) sendStream(to overlay.NodeID, at string, id uint64, b []byte) {
+	select {
+	case n.slots <- struct{}{}:
+		defer func() { <-n.slots }()
+	case <-n.life.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(n.life, streamTime)
 	defer cancel()
-	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	c, err := n.wire.Dial(ctx, at, to)
 	if err != nil {
 		return
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(time.Second))
-	if send(c, f) != nil {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	if sendBytes(c, b) != nil {
 		return
 	}
-	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == f.ID {
-		n.acknowledged(id, a.ID)
+	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == id {
+		n.acknowledged(to, id)
 	}
 }
 
@@ -164,17 +265,21 @@ func (n *Node) sendStream(id overlay.NodeID, at string, f frame) {
 func (n *Node) acknowledged(by overlay.NodeID, id uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if id == n.telling {
-		delete(n.untold, by)
-	}
 	if p := n.pending[id]; p != nil {
 		n.settle(p, by)
 	}
+	if _, lacks := n.behind[by]; lacks {
+		n.answers(by)
+	}
 }
 
-// giveUp waits no longer for a node that membership says is dead. The caller holds mu.
+// giveUp waits no longer for a node that membership says is dead. What it was being told it lacks.
+// The caller holds mu.
 func (n *Node) giveUp(id overlay.NodeID) {
 	for _, p := range n.pending {
+		if p.waits[id] {
+			n.miss(id)
+		}
 		n.settle(p, id)
 	}
 }
@@ -185,6 +290,9 @@ func (n *Node) settle(p *push, id overlay.NodeID) {
 		if len(p.waits) == 0 {
 			close(p.done)
 		}
+	}
+	for _, q := range p.packs {
+		n.settle(q, id)
 	}
 }
 
@@ -316,57 +424,4 @@ func (n *Node) merge(network overlay.NetworkID, b table.Batch) {
 func (n *Node) refused(what string, err error) {
 	n.count(what + "s refused: " + string(overlay.KindOf(err)))
 	n.Log.Debug("refused", "what", what, "err", err)
-}
-
-// takeNodes takes in node records and removals.
-func (n *Node) takeNodes(f frame) {
-	for _, s := range f.Removals {
-		_, _ = n.hearRemoval(s) // counted
-	}
-	for _, s := range f.Nodes {
-		_ = n.hearNode(s) // counted
-	}
-}
-
-// hearNode keeps a node record if it is genuine and newer.
-func (n *Node) hearNode(s overlay.SignedNode) error {
-	r, _, err := n.Trust().CheckNode(s)
-	if err != nil {
-		n.refused("node record", err)
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if _, out := n.removals[r.Node]; out || n.nodes[r.Node].record.Number >= r.Number {
-		return nil
-	}
-	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), r.DataPath())
-	n.nodes[r.Node] = heard{s, r}
-	if a := r.DataPath(); !n.places.holds(r.Node, a) {
-		n.Log.Warn("a node claims a data-path address that another has; it stays with that one", "node", r.Name, "addr", a, "held-by", n.nodes[n.places.claims[a][0]].record.Name)
-	}
-	n.changes()
-	return nil
-}
-
-// hearRemoval takes a removed node out of everything.
-func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
-	r, err := n.Trust().CheckRemoval(s)
-	if err != nil {
-		n.refused("removal", err)
-		return false, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if _, known := n.removals[r.Node]; known {
-		return false, nil
-	}
-	n.removals[r.Node] = s
-	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), netip.Addr{})
-	delete(n.nodes, r.Node)
-	delete(n.behind, r.Node)
-	n.table.DropOwner(r.Node)
-	n.giveUp(r.Node)
-	n.changes()
-	return true, nil
 }

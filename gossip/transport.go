@@ -29,18 +29,37 @@ const (
 	maxPacket     = 65536
 )
 
+// wire is what a node speaks over: memberlist's packets and streams, and streams for exchanges.
+// Tests have one in memory, so that they can run in virtual time.
+type wire interface {
+	memberlist.Transport
+	// Advertised is the address that others reach this node at.
+	Advertised() netip.AddrPort
+	// Dial opens a stream to a node, and to nobody who can't prove to be that node.
+	Dial(ctx context.Context, addr string, node overlay.NodeID) (net.Conn, error)
+	// Exchanges are the streams that others open.
+	Exchanges() <-chan stream
+}
+
+// stream is a connection whose other side has proven who it is.
+type stream struct {
+	net.Conn
+	peer overlay.NodeID
+}
+
 // transport carries memberlist's packets over UDP and its streams, and the exchanges, over
-// TLS on the same port. It implements memberlist.Transport.
+// TLS on the same port. It implements wire.
 type transport struct {
 	udp       *net.UDPConn
 	tcp       *net.TCPListener
 	advertise netip.AddrPort
 	server    *tls.Config
-	client    func(overlay.NodeID, string) *tls.Config
+	client    func(overlay.NodeID, ...string) *tls.Config
+	peer      func(tls.ConnectionState) (overlay.NodeID, error)
 	log       *slog.Logger
 	packets   chan *memberlist.Packet
 	streams   chan net.Conn
-	syncs     chan *tls.Conn
+	syncs     chan stream
 	slots     chan struct{}
 	closed    chan struct{}
 	once      sync.Once
@@ -48,7 +67,8 @@ type transport struct {
 }
 
 // listen opens both halves of the port.
-func listen(bind, advertise netip.AddrPort, server *tls.Config, client func(overlay.NodeID, string) *tls.Config, log *slog.Logger) (*transport, error) {
+func listen(c Config) (*transport, error) {
+	bind, advertise := c.Bind, c.Advertise
 	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
 	if err != nil {
 		return nil, portError("tcp", bind, err)
@@ -64,8 +84,8 @@ func listen(bind, advertise netip.AddrPort, server *tls.Config, client func(over
 		advertise = netip.AddrPortFrom(advertise.Addr(), bind.Port())
 	}
 	t := &transport{
-		udp: udp, tcp: tcp, advertise: advertise, server: server, client: client, log: log,
-		packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn), syncs: make(chan *tls.Conn),
+		udp: udp, tcp: tcp, advertise: advertise, server: c.Server(alpnGossip, alpnSync), client: c.Client, peer: c.Peer, log: c.Log,
+		packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn), syncs: make(chan stream),
 		slots: make(chan struct{}, maxHandshakes), closed: make(chan struct{}),
 	}
 	t.running.Go(t.readPackets)
@@ -146,8 +166,12 @@ func (t *transport) handshake(c net.Conn) {
 		case <-ctx.Done():
 		}
 	case alpnSync:
+		peer, err := t.peer(tc.ConnectionState())
+		if err != nil {
+			break
+		}
 		select {
-		case t.syncs <- tc:
+		case t.syncs <- stream{tc, peer}:
 			taken = true
 		case <-ctx.Done():
 		}
@@ -182,15 +206,22 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	return t.dial(ctx, addr, "", alpnGossip)
 }
 
-// dial opens a TLS stream to a node, or to any node of the cluster with "".
-func (t *transport) dial(ctx context.Context, addr string, node overlay.NodeID, alpn string) (*tls.Conn, error) {
-	d := tls.Dialer{Config: t.client(node, alpn)}
-	c, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*tls.Conn), nil
+// Dial implements wire.
+func (t *transport) Dial(ctx context.Context, addr string, node overlay.NodeID) (net.Conn, error) {
+	return t.dial(ctx, addr, node, alpnSync)
 }
+
+// dial opens a TLS stream to a node, or to any node of the cluster with "".
+func (t *transport) dial(ctx context.Context, addr string, node overlay.NodeID, alpn string) (net.Conn, error) {
+	d := tls.Dialer{Config: t.client(node, alpn)}
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+// Advertised implements wire.
+func (t *transport) Advertised() netip.AddrPort { return t.advertise }
+
+// Exchanges implements wire.
+func (t *transport) Exchanges() <-chan stream { return t.syncs }
 
 // StreamCh implements memberlist.Transport.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
