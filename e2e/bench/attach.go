@@ -31,8 +31,8 @@ func (b *bench) first(ctx context.Context) error {
 
 // everywhere makes a network with one endpoint on each host. The function that it returns
 // detaches them.
-func (b *bench) everywhere(ctx context.Context, net string) (func() error, error) {
-	if err := client(b.c.Host(1)).createNetwork(ctx, net); err != nil {
+func (b *bench) everywhere(ctx context.Context, net string, subnets ...string) (func() error, error) {
+	if err := client(b.c.Host(1)).createNetwork(ctx, net, subnets...); err != nil {
 		return nil, err
 	}
 	for _, h := range b.c.Hosts() {

@@ -99,10 +99,19 @@ func stages() []stage {
 			{"rss-idle", (*bench).idle},
 			{"rss-50", (*bench).memory},
 			{"create", (*bench).create},
+			{"creates", (*bench).creates},
 			{"attach-first", (*bench).first},
 			{"attach-warm", (*bench).warm},
 			{"convergence", (*bench).convergence},
 			{"leader", (*bench).leader},
+			{"restart", (*bench).restart},
+			{"cut", (*bench).cut},
+		}},
+		{cluster.Config{Managers: 3, Workers: 2, Spare: 1}, []step{
+			{"join", (*bench).join},
+		}},
+		{cluster.Config{Managers: 3, Workers: 8}, []step{
+			{"burst", (*bench).burst},
 		}},
 	}
 }
