@@ -144,7 +144,7 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 		}
 		defer f.Close()
 		err = netns.Do(f, func() (err error) {
-			k.nft, err = nftables.New(nftables.AsLasting())
+			k.nft, err = k.low.dial()
 			return err
 		})
 		if err != nil {
@@ -154,7 +154,7 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 	}
 	err := fn(k.nft)
 	if err != nil {
-		k.nft.CloseLasting()
+		k.low.hangUp(k.nft)
 		k.nft = nil
 	}
 	return err
@@ -164,7 +164,7 @@ func (k *Kernel) closeNFT() {
 	k.nftMu.Lock()
 	defer k.nftMu.Unlock()
 	if k.nft != nil {
-		k.nft.CloseLasting()
+		k.low.hangUp(k.nft)
 		k.nft = nil
 	}
 }

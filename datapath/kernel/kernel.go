@@ -37,6 +37,7 @@ type Kernel struct {
 	foreign map[string]uint64       // names in Netns that are known not to be heddle's, by inode
 	nftMu   sync.Mutex              // guards nft
 	nft     *nftables.Conn          // nil until needed, and after an error
+	low     low
 }
 
 // New prepares access; nothing is opened before it is needed.
@@ -59,6 +60,7 @@ func (k *Kernel) Close() {
 		k.host = nil
 	}
 	k.closeNFT()
+	k.low.close()
 }
 
 // Release closes what is open of namespaces that others made, so that they are not kept

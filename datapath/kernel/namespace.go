@@ -89,7 +89,7 @@ func (k *Kernel) setNamespace(n datapath.Namespace) error {
 	if n.Uplink == "" && made {
 		return nil
 	}
-	return nftIn(h.file, func(c *nftables.Conn) error {
+	return k.nftIn(h.file, func(c *nftables.Conn) error {
 		if n.Uplink == "" {
 			return hideRules("").remove(c)
 		}
@@ -206,7 +206,7 @@ func (k *Kernel) dropOwn(name string) {
 
 // namespace is the row of an open namespace that is wanted with an uplink or without. Wrong
 // settings make it nobody's, so that it is prepared again.
-func (h *handle) namespace(name string, lo link, uplink string) (datapath.Namespace, error) {
+func (k *Kernel) namespace(h *handle, name string, lo link, uplink string) (datapath.Namespace, error) {
 	n := datapath.Namespace{Name: name, Owner: lo.owner(), Uplink: uplink}
 	if !lo.up {
 		n.Owner = ""
@@ -222,7 +222,7 @@ func (h *handle) namespace(name string, lo link, uplink string) (datapath.Namesp
 	if err != nil || uplink == "" {
 		return n, err
 	}
-	return n, nftIn(h.file, func(c *nftables.Conn) error {
+	return n, k.nftIn(h.file, func(c *nftables.Conn) error {
 		stands, err := hideRules(uplink).stands(c)
 		if !stands {
 			n.Owner = ""

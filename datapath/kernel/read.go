@@ -147,7 +147,7 @@ func (r *reader) readOwn(name string, h *handle) error {
 	if err != nil {
 		return err
 	}
-	n, err := h.namespace(name, lo, r.want.uplinks[name])
+	n, err := r.k.namespace(h, name, lo, r.want.uplinks[name])
 	if err != nil {
 		return err
 	}

@@ -170,15 +170,15 @@ func (t table) remove(c *nftables.Conn) error {
 }
 
 // nftIn calls fn with a connection to nf_tables of an open namespace.
-func nftIn(f *os.File, fn func(*nftables.Conn) error) error {
+func (k *Kernel) nftIn(f *os.File, fn func(*nftables.Conn) error) error {
 	var c *nftables.Conn
 	err := netns.Do(f, func() (err error) {
-		c, err = nftables.New(nftables.AsLasting())
+		c, err = k.low.dial()
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open nf_tables: %w", err)
 	}
-	defer c.CloseLasting()
+	defer k.low.hangUp(c)
 	return fn(c)
 }
