@@ -52,7 +52,7 @@ func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID) error {
 	for _, id := range ask {
 		g.Go(func() error {
 			n.whereIs(ctx, id)
-			return n.exchange(ctx, id)
+			return n.exchange(ctx, id, exchangeTime, exchangeTime)
 		})
 	}
 	return g.Wait()
@@ -126,9 +126,7 @@ func (n *Node) catchUp(ctx context.Context) {
 				mu.Lock()
 				busy[id] = true
 				mu.Unlock()
-				try, cancel := context.WithTimeout(ctx, catchUpTime)
-				defer cancel()
-				if n.exchange(try, id) == nil {
+				if n.exchange(ctx, id, catchUpDial, catchUpTime) == nil {
 					n.mu.Lock()
 					delete(n.behind, id)
 					n.mu.Unlock()
@@ -143,9 +141,7 @@ func (n *Node) catchUp(ctx context.Context) {
 }
 
 func (n *Node) tryExchange(ctx context.Context, id overlay.NodeID) {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
-	defer cancel()
-	if err := n.exchange(ctx, id); err != nil && ctx.Err() == nil {
+	if err := n.exchange(ctx, id, exchangeTime, exchangeTime); err != nil && ctx.Err() == nil {
 		n.count("exchanges failed")
 		n.Log.Debug("exchange failed; the timer tries again", "node", id, "err", err)
 	}
@@ -197,13 +193,17 @@ func (n *Node) addressOf(id overlay.NodeID) (string, error) {
 }
 
 // exchange brings this node and another to the same knowledge: both say what they hold, both
-// get what they lack.
-func (n *Node) exchange(ctx context.Context, id overlay.NodeID) error {
+// get what they lack. The connection must stand within dial, and all be done within limit.
+func (n *Node) exchange(ctx context.Context, id overlay.NodeID, dial, limit time.Duration) error {
 	at, err := n.addressOf(id)
 	if err != nil {
 		return err
 	}
-	c, err := n.wire.dial(ctx, at, id, alpnSync)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	within, connected := context.WithTimeout(ctx, dial)
+	c, err := n.wire.dial(within, at, id, alpnSync)
+	connected()
 	if err != nil {
 		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
 	}

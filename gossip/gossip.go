@@ -52,6 +52,7 @@ type Node struct {
 	changed chan struct{}
 	inbox   chan []byte
 	meet    chan overlay.NodeID // nodes to exchange with at once
+	bulk    sync.Mutex          // one large batch at a time is checked
 
 	mu       sync.Mutex
 	table    *table.Table
@@ -64,6 +65,7 @@ type Node struct {
 	removals map[overlay.NodeID]overlay.Signed
 	stated   map[overlay.NetworkID]overlay.Version // of this node's own records, as others hold them
 	pending  map[uint64]*push
+	streams  map[streaming]bool
 	lastPush uint64
 	probes   map[overlay.NodeID]probe
 	dead     map[overlay.NodeID]bool
@@ -103,7 +105,8 @@ const (
 	exchangeEvery = 10 * time.Second
 	exchangeTime  = 10 * time.Second
 	catchUpEvery  = 250 * time.Millisecond // tries to bring up nodes that missed a push
-	catchUpTime   = time.Second
+	catchUpDial   = 400 * time.Millisecond // the kernel repeats a lost first packet only after a second
+	catchUpTime   = 5 * time.Second
 	tellTries     = 2 // further packets with this node's record, catchUpEvery apart
 	catchUpWidth  = 16
 	inboxSize     = 4096
@@ -117,7 +120,7 @@ func New(c Config) (*Node, error) {
 		Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
-		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
+		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, streams: map[streaming]bool{}, lastPush: rand.Uint64N(1 << 52),
 		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, behind: map[overlay.NodeID]bool{}, untold: map[overlay.NodeID]int{}, counters: map[string]uint64{},
 	}
 	var err error
@@ -330,7 +333,7 @@ func (n *Node) tellAgain() {
 // Introduce learns from a member who there is, and tells all of them what this node says of
 // itself, so that nobody has to hear of it by chance.
 func (n *Node) Introduce(ctx context.Context, to overlay.NodeID) error {
-	if err := n.exchange(ctx, to); err != nil {
+	if err := n.exchange(ctx, to, exchangeTime, exchangeTime); err != nil {
 		return err
 	}
 	n.tellAll(n.selfFrame())

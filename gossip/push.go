@@ -19,6 +19,7 @@ const (
 	retryFirst = 15 * time.Millisecond
 	retryMost  = 250 * time.Millisecond
 	pushWidth  = 64 // streams of one push at the same time
+	bulkSize   = 16 // records of a batch that is worth a look at what is held already
 )
 
 // Publish states records of this node's own and pushes them to the participants and the
@@ -135,11 +136,38 @@ func (n *Node) send(to []overlay.NodeID, b []byte, f frame) {
 		case slots <- struct{}{}:
 			go func() {
 				defer func() { <-slots }()
-				n.sendStream(id, hostPort(at), f)
+				if n.begins(streaming{id, f.ID}) {
+					n.sendStream(id, hostPort(at), f)
+					n.ends(streaming{id, f.ID})
+				}
 			}()
 		default: // the next try takes the rest
 		}
 	}
+}
+
+// streaming is a push that is under way to a node over a stream. A stream loses nothing, and
+// costs both ends a handshake: it is not tried again while it lasts, or a node that is slow to
+// acknowledge would be made slower with each try.
+type streaming struct {
+	to   overlay.NodeID
+	push uint64
+}
+
+func (n *Node) begins(s streaming) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.streams[s] {
+		return false
+	}
+	n.streams[s] = true
+	return true
+}
+
+func (n *Node) ends(s streaming) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.streams, s)
 }
 
 // sendStream sends a push over a stream, which carries the acknowledgement back.
@@ -244,7 +272,8 @@ func (n *Node) takeParts(parts []part) {
 }
 
 // takeBatch checks a batch record by record. What does not pass is counted and changes nothing.
-// A batch with a refused record does not move the mark past it.
+// A batch with a refused record does not move the mark past it. After a cut two exchanges often
+// bring the same: of many records, those that the first has brought are not checked again.
 func (n *Node) takeBatch(network overlay.NetworkID, b batch) {
 	trust := n.Trust()
 	leases := make([]overlay.Lease, len(b.Leases))
@@ -253,7 +282,15 @@ func (n *Node) takeBatch(network overlay.NetworkID, b batch) {
 		leases[i], bad[i] = trust.CheckLease(s)
 	}
 	in, whole := table.Batch{Owner: b.Owner, UpTo: b.UpTo}, true
+	bulk := len(b.Records) >= bulkSize
+	if bulk {
+		n.bulk.Lock()
+		defer n.bulk.Unlock()
+	}
 	for _, r := range b.Records {
+		if bulk && n.holds(network, b.Owner, r.Signed) {
+			continue
+		}
 		if r.Lease < 0 || r.Lease >= len(leases) {
 			n.count("records refused: " + string(overlay.Invalid))
 			whole = false
@@ -278,6 +315,21 @@ func (n *Node) takeBatch(network overlay.NetworkID, b batch) {
 		in.UpTo = overlay.Version{}
 	}
 	n.merge(network, in)
+}
+
+// holds says whether a record that was not checked yet could bring nothing new.
+func (n *Node) holds(network overlay.NetworkID, owner overlay.NodeID, s overlay.Signed) bool {
+	var r struct { // what is looked at of an overlay.Record
+		Endpoint    overlay.EndpointID `json:"endpoint"`
+		Incarnation uint64             `json:"incarnation"`
+		Number      uint64             `json:"number"`
+	}
+	if json.Unmarshal(s.Body, &r) != nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.table.Holds(network, owner, r.Endpoint, overlay.Version{Incarnation: r.Incarnation, Number: r.Number})
 }
 
 // merge takes checked claims into the table, if this node follows the network.
