@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -145,11 +146,23 @@ func (b *bench) stage(ctx context.Context, hosts cluster.Config, steps []step) (
 		b.step = s.name
 		begin := time.Now()
 		if err := s.run(b, ctx); err != nil {
+			b.logs()
 			return fmt.Errorf("step %s: %w", s.name, err)
 		}
 		fmt.Fprintf(os.Stderr, "%-14s %s\n", s.name, time.Since(begin).Round(time.Second/10))
 	}
 	return nil
+}
+
+// logs prints how the daemons' logs end: the lab takes them away.
+func (b *bench) logs() {
+	if b.c == nil {
+		return
+	}
+	for _, h := range b.c.Hosts() {
+		lines := strings.SplitAfter(h.DaemonLog(), "\n")
+		fmt.Fprintf(os.Stderr, "%s: the daemon's log ends:\n%s", h.Name(), strings.Join(lines[max(0, len(lines)-15):], ""))
+	}
 }
 
 // add enters a figure whose samples were taken.
