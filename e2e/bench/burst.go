@@ -47,7 +47,7 @@ func (b *bench) appear(ctx context.Context, network, subnet string) (known []flo
 	defer bye()
 	macs := make([]string, 1000)
 	err = share(clients, len(macs), func(a *api, i int) error {
-		e, _, err := a.attachCut(ctx, fmt.Sprintf("%s-%d", network, i), network)
+		e, err := a.attach(ctx, fmt.Sprintf("%s-%d", network, i), network)
 		macs[i] = e.MAC
 		return err
 	})

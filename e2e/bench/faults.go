@@ -208,8 +208,8 @@ func (b *bench) cut(ctx context.Context) error {
 		if err := pause(ctx, time.After(30*time.Second)); err != nil {
 			return 0, err
 		}
-		newThere, _, err1 := there.attachCut(ctx, name("there"), "cut")
-		newHere, _, err2 := here.attachCut(ctx, name("here"), "cut")
+		newThere, err1 := there.attach(ctx, name("there"), "cut")
+		newHere, err2 := here.attach(ctx, name("here"), "cut")
 		if err := errors.Join(err1, err2, there.detach(ctx, name("old"))); err != nil {
 			return 0, err
 		}
