@@ -114,6 +114,9 @@ func stages() []stage {
 		{cluster.Config{Managers: 3, Workers: 8}, []step{
 			{"burst", (*bench).burst},
 		}},
+		{cluster.Config{Managers: 1, Workers: 1, Spare: 2}, []step{
+			{"traffic", (*bench).traffic},
+		}},
 	}
 }
 
