@@ -23,8 +23,9 @@ import (
 type api struct{ http *http.Client }
 
 // client opens a connection for each call, as the command line does.
-func client(h *lab.Host) *api {
-	sock := h.Path("/run/heddle/heddle.sock")
+func client(h *lab.Host) *api { return clientAt(h.Path("/run/heddle/heddle.sock")) }
+
+func clientAt(sock string) *api {
 	return &api{&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", sock)
@@ -76,6 +77,7 @@ func (a *api) call(ctx context.Context, method, path string, body any) (json.Raw
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Content-Type", "application/json") // Docker insists
 	resp, err := a.http.Do(req)
 	if err != nil {
 		return nil, err

@@ -117,6 +117,9 @@ func stages() []stage {
 		{cluster.Config{Managers: 1, Workers: 1, Spare: 2}, []step{
 			{"traffic", (*bench).traffic},
 		}},
+		{cluster.Config{}, []step{
+			{"swarm", (*bench).swarm},
+		}},
 	}
 }
 
