@@ -72,7 +72,11 @@ func (b *bench) swarmForms(ctx context.Context, s *swarmLab) error {
 			joins = append(joins, took)
 		}
 	}
-	b.add(figure{Name: "swarm: worker joins, until a manager lists it as ready", Unit: "ms"}, joins)
+	var docker struct{ Version string }
+	if err := first.get(ctx, "/version", &docker); err != nil {
+		return err
+	}
+	b.add(figure{Name: "swarm: worker joins, until a manager lists it as ready", Unit: "ms", Note: "this and the following rows: Docker " + docker.Version}, joins)
 	return nil
 }
 
@@ -151,8 +155,11 @@ func (b *bench) swarmCreates(ctx context.Context, s *swarmLab) error {
 		}
 		return each / took * 1000, share(all, each, func(a *api, i int) error { return a.removeOverlay(ctx, made[i]) })
 	})
+	if err != nil {
+		return err
+	}
 	b.add(figure{Name: "swarm: network creates with 8 clients", Unit: "1/s", Note: fmt.Sprintf("a sample is %d creates", each)}, many)
-	return err
+	return nil
 }
 
 // swarmAttaches measures what the network adds to a container's start: where the node has an
@@ -337,8 +344,11 @@ func (b *bench) swarmLeader(ctx context.Context, s *swarmLab) error {
 		}
 		return took, cluster.Eventually(ctx, time.Minute, func(ctx context.Context) error { return s.allReachable(ctx, others[0]) })
 	})
+	if err != nil {
+		return err
+	}
 	b.add(figure{Name: "swarm: leader killed → next write accepted", Unit: "ms", Note: "a try is given up after 0.5 s"}, took)
-	return err
+	return nil
 }
 
 // leader returns the leading manager and the other managers.
