@@ -16,7 +16,7 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 # What `make check` tests: packages without I/O, and the import rules.
 PURE := ./cmd ./overlay ./overlay/ipam ./overlay/plan ./overlay/wire ./cluster/state ./gossip/table ./datapath
 
-.PHONY: help build test check e2e soak sim demo demo-shell bench install uninstall clean fmt setup reporter need-go need-root
+.PHONY: help build test check e2e soak sim demo demo-shell bench figures install uninstall clean fmt setup reporter need-go need-root
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
@@ -53,9 +53,12 @@ demo: need-root build ## five hosts in namespaces show what heddle does (root)
 demo-shell: need-root build ## the demo's hosts left running, with a shell on one (root)
 	bin/heddle-demo -shell
 
-bench: need-root build ## print the figures of the design's section 10 as a table and JSON (root)
+bench: need-root build ## measure the figures of the design's section 10, also into bin/bench.json (root); RUN=REGEXP picks steps
 	$(BUILD) -o bin/heddle-bench ./e2e/bench
-	bin/heddle-bench
+	bin/heddle-bench -run '$(RUN)' -json bin/bench.json
+
+figures: bench ## the same, and write them into docs/figures.md
+	bin/heddle-bench -run '^$$' -json bin/bench.json -write docs/figures.md
 
 install: build ## install program, unit and example configuration (PREFIX, DESTDIR)
 	install -D -m 755 bin/heddle $(DESTDIR)$(PREFIX)/bin/heddle

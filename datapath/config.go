@@ -163,7 +163,8 @@ type Port struct {
 
 // Filter is the host's allow-set: VXLAN frames to Port with a VNI of MinVNI or more are
 // let in, and not tracked, when (outer source, VNI) is in Allowed; others with such a VNI
-// are dropped and counted. Frames with a lower VNI are not judged. Port 0 wants no table.
+// are dropped and counted. Frames with a lower VNI are not judged. MinVNI is a power of two.
+// Port 0 wants no table.
 type Filter struct {
 	Port    uint16
 	MinVNI  uint32

@@ -61,6 +61,7 @@ type Node struct {
 	working sync.WaitGroup // what begin has begun
 	slots   chan struct{}  // of streams that carry pushes
 	turns   chan struct{}  // of pushes that have just gone out
+	bulk    sync.Mutex     // one large batch at a time is checked
 
 	mu       sync.Mutex
 	table    *table.Table

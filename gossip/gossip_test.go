@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"github.com/heddle-net/heddle/gossip/table"
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -228,6 +230,35 @@ func TestALargePush(t *testing.T) {
 	silent, err := a.Publish(ctx, blue, []overlay.Signed{endpoint(t, nodeA, 1, "10.0.0.2", map[string]string{"k": strings.Repeat("v", 4000)})}, lease(t, nodeA))
 	if err != nil || len(silent) > 0 || len(b.Claims(blue)) != 1 {
 		t.Errorf("silent %v, %v, b has %v", silent, err, b.Claims(blue))
+	}
+}
+
+// Of many records those that are held are not checked again, and the others are.
+func TestManyRecordsComeTwice(t *testing.T) {
+	_, b := pair(t, true)
+	all := table.Batch{Owner: nodeA}
+	for i := range 2 * bulkSize {
+		r := overlay.Record{
+			V: 1, Place: place, Network: blue, Owner: nodeA, Endpoint: overlay.EndpointID(fmt.Sprintf("%032x", i+1)), Workload: "w", Incarnation: 1, Number: uint64(i + 1), Deleted: true,
+		}
+		all.Claims = append(all.Claims, overlay.Claim{Signed: state(t, overlay.DomainRecord, seed(string(nodeA)), r), Lease: lease(t, nodeA)})
+	}
+	half, whole := all, all
+	half.Claims = all.Claims[:bulkSize]
+	whole.UpTo = overlay.Version{Incarnation: 1, Number: 2 * bulkSize}
+	for _, come := range []struct {
+		batch table.Batch
+		want  uint64
+	}{{half, bulkSize}, {half, bulkSize}, {whole, 2 * bulkSize}, {whole, 2 * bulkSize}} {
+		b.takeBatch(blue, pack(come.batch))
+		if n := b.Counters()["records accepted"]; n != come.want {
+			t.Errorf("%d records were checked and accepted, want %d", n, come.want)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m := b.table.Mark(blue, nodeA); m != whole.UpTo {
+		t.Errorf("b holds all up to %v", m)
 	}
 }
 

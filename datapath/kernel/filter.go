@@ -20,11 +20,11 @@ import (
 //
 //	table inet heddle {
 //		counter denied { }
-//		set members4 { typeof ip saddr . @th,96,24 }
-//		set members6 { typeof ip6 saddr . @th,96,24 }
+//		set members4 { typeof ip saddr . @th,96,32 }
+//		set members6 { typeof ip6 saddr . @th,96,32 }
 //		chain judge {
-//			meta nfproto ipv4 ip saddr . @th,96,24 @members4 accept
-//			meta nfproto ipv6 ip6 saddr . @th,96,24 @members6 accept
+//			meta nfproto ipv4 ip saddr . @th,96,32 @members4 accept
+//			meta nfproto ipv6 ip6 saddr . @th,96,32 @members6 accept
 //			counter name "denied" drop
 //		}
 //		chain prerouting { type filter hook prerouting priority raw;  OURS notrack }
@@ -32,14 +32,19 @@ import (
 //		chain output     { type filter hook output priority raw;      OURS notrack }
 //	}
 //
-// where OURS is: meta l4proto udp, th dport PORT, @th,96,24 >= MINVNI. Frames are judged in
-// input, after fragments were put together (a first fragment too short to hold the VNI
-// would pass by), and so that frames which this host forwards to others are not judged.
+// where OURS is: meta l4proto udp, th dport PORT, @th,96,32 & -(MINVNI << 8) != 0. Frames are
+// judged in input, after fragments were put together (a first fragment too short to hold the
+// VNI would pass by), and so that frames which this host forwards to others are not judged.
+//
+// The VNI is read with the reserved byte behind it, in which Linux sends 0 and takes nothing
+// else, and compared by its bits: four aligned bytes and a mask take nf_tables' fast paths;
+// three bytes, or an order, would cost 2.5 % of all packets/s.
 const (
 	tableName   = "heddle"
 	deniedName  = "denied"
 	setMark     = "heddle"
 	vniOffset   = 12 // bytes into UDP: its header, then flags and a reserved field
+	vniBytes    = 4  // with the reserved byte behind it
 	maxComment  = 128
 	judgeChain  = "judge"
 	registerKey = 1
@@ -88,14 +93,16 @@ func newRuleset(port uint16, minVNI uint32) ruleset {
 	return r
 }
 
+// matchOurs matches the port's frames from a VNI on, which is a power of two.
 func matchOurs(port uint16, minVNI uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: registerKey},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: registerKey, Data: []byte{unix.IPPROTO_UDP}},
 		&expr.Payload{DestRegister: registerKey, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: registerKey, Data: binary.BigEndian.AppendUint16(nil, port)},
-		&expr.Payload{DestRegister: registerKey, Base: expr.PayloadBaseTransportHeader, Offset: vniOffset, Len: 3},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: registerKey, Data: binary.BigEndian.AppendUint32(nil, minVNI)[1:]},
+		&expr.Payload{DestRegister: registerKey, Base: expr.PayloadBaseTransportHeader, Offset: vniOffset, Len: vniBytes},
+		&expr.Bitwise{SourceRegister: registerKey, DestRegister: registerKey, Len: vniBytes, Mask: binary.BigEndian.AppendUint32(nil, -(minVNI << 8)), Xor: make([]byte, vniBytes)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: registerKey, Data: make([]byte, vniBytes)},
 	}
 }
 
@@ -105,13 +112,13 @@ func accept(proto byte, offset, length, vniRegister uint32, set *nftables.Set) [
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: registerKey},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: registerKey, Data: []byte{proto}},
 		&expr.Payload{DestRegister: registerKey, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Payload{DestRegister: vniRegister, Base: expr.PayloadBaseTransportHeader, Offset: vniOffset, Len: 3},
+		&expr.Payload{DestRegister: vniRegister, Base: expr.PayloadBaseTransportHeader, Offset: vniOffset, Len: vniBytes},
 		&expr.Lookup{SourceRegister: registerKey, SetName: set.Name, SetID: set.ID},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}
 }
 
-// elements are the allowed of one family as set elements: address, VNI in 24 bits, padding.
+// elements are the allowed of one family as set elements: address, VNI in 24 bits, the reserved byte.
 func elements(allowed []datapath.Allow, v4 bool) []nftables.SetElement {
 	var out []nftables.SetElement
 	for _, a := range allowed {
@@ -144,7 +151,7 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 		}
 		defer f.Close()
 		err = netns.Do(f, func() (err error) {
-			k.nft, err = k.newNFT()
+			k.nft, err = k.low.dial()
 			return err
 		})
 		if err != nil {
@@ -154,7 +161,7 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 	}
 	err := fn(k.nft)
 	if err != nil {
-		k.nft.CloseLasting()
+		k.low.hangUp(k.nft)
 		k.nft = nil
 	}
 	return err
@@ -164,7 +171,7 @@ func (k *Kernel) closeNFT() {
 	k.nftMu.Lock()
 	defer k.nftMu.Unlock()
 	if k.nft != nil {
-		k.nft.CloseLasting()
+		k.low.hangUp(k.nft)
 		k.nft = nil
 	}
 }

@@ -37,7 +37,7 @@ type Kernel struct {
 	foreign map[string]uint64       // names in Netns that are known not to be heddle's, by inode
 	nftMu   sync.Mutex              // guards nft
 	nft     *nftables.Conn          // nil until needed, and after an error
-	nftIDs  *portIDs
+	low     low
 
 	newsroom *newsroom
 	names    *nameWatch // nil before the first namespace of heddle's
@@ -48,7 +48,7 @@ func New(cfg Config) *Kernel {
 	if cfg.Netns == "" {
 		cfg.Netns = netns.Run
 	}
-	return &Kernel{cfg: cfg, own: map[string]*handle{}, guests: map[datapath.NS]*handle{}, foreign: map[string]uint64{}, nftIDs: &portIDs{}, newsroom: newNewsroom()}
+	return &Kernel{cfg: cfg, own: map[string]*handle{}, guests: map[datapath.NS]*handle{}, foreign: map[string]uint64{}, newsroom: newNewsroom()}
 }
 
 // Close closes what is open. The kernel's objects stay.
@@ -67,6 +67,7 @@ func (k *Kernel) Close() {
 		k.names = nil
 	}
 	k.closeNFT()
+	k.low.close()
 }
 
 // Release closes what is open of namespaces that others made, so that they are not kept

@@ -89,7 +89,7 @@ type watcher struct {
 
 // watchIn begins to read the notifications of an open namespace.
 func (k *Kernel) watchIn(ns datapath.NS, h *handle) (*watcher, error) {
-	w := &watcher{ns: ns, room: k.newsroom, own: k.nftIDs, links: map[int32]link{}}
+	w := &watcher{ns: ns, room: k.newsroom, own: &k.low.own, links: map[int32]link{}}
 	err := netns.Do(h.file, func() error {
 		for protocol, list := range groups {
 			s, err := listen(protocol, list)

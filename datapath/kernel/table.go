@@ -7,7 +7,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"github.com/mdlayher/netlink"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/datapath/netns"
@@ -170,25 +169,16 @@ func (t table) remove(c *nftables.Conn) error {
 	return gone(c.Flush())
 }
 
-// newNFT opens a connection to nf_tables in the namespace of the calling thread. What is done by it
-// is known for heddle's own.
-func (k *Kernel) newNFT() (*nftables.Conn, error) {
-	return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		k.nftIDs.add(c.PID())
-		return nil
-	}))
-}
-
 // nftIn calls fn with a connection to nf_tables of an open namespace.
 func (k *Kernel) nftIn(f *os.File, fn func(*nftables.Conn) error) error {
 	var c *nftables.Conn
 	err := netns.Do(f, func() (err error) {
-		c, err = k.newNFT()
+		c, err = k.low.dial()
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open nf_tables: %w", err)
 	}
-	defer c.CloseLasting()
+	defer k.low.hangUp(c)
 	return fn(c)
 }

@@ -194,6 +194,16 @@ func (t *Table) Mark(n overlay.NetworkID, id overlay.NodeID) overlay.Version {
 	return overlay.Version{}
 }
 
+// Holds says that a claim of that version, of an owner's endpoint, would change nothing.
+func (t *Table) Holds(n overlay.NetworkID, id overlay.NodeID, e overlay.EndpointID, v overlay.Version) bool {
+	o := t.networks[n][id]
+	if o == nil {
+		return false
+	}
+	c, ok := o.claims[e]
+	return v.Incarnation < o.mark.Incarnation || ok && c.Record.Version() == v
+}
+
 // DropOwner forgets a node that was removed from the cluster, and says whether it had anything.
 func (t *Table) DropOwner(id overlay.NodeID) (changed bool) {
 	for _, m := range t.networks {

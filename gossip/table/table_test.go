@@ -50,6 +50,32 @@ func names(cs []overlay.Claim) (s []string) {
 	return s
 }
 
+// What is held changes nothing when it comes again.
+func TestHolds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		all := append(history(t, a, 1), claim(a, 2, 1, 9, "10.0.0.5", 3))
+		some := New()
+		for _, c := range all {
+			if rapid.Bool().Draw(t, "comes") {
+				some.Merge(c)
+				if r := c.Record; !some.Holds(net, a, r.Endpoint, r.Version()) {
+					t.Fatalf("%s %d was merged and is not held", r.Endpoint, r.Number)
+				}
+			}
+		}
+		for _, c := range all {
+			r := c.Record
+			if !some.Holds(net, a, r.Endpoint, r.Version()) {
+				continue
+			}
+			before := some.Digest(net)
+			if some.Merge(c) || cmp.Diff(before, some.Digest(net)) != "" {
+				t.Fatalf("%s %d was held, and changed something", r.Endpoint, r.Number)
+			}
+		}
+	})
+}
+
 // Any order, any duplication and any loss of pushes, then one exchange with somebody who has
 // everything: all replicas hold the same.
 func TestReplicasConverge(t *testing.T) {
