@@ -63,16 +63,6 @@ func TestAWorkersDiskIsFull(t *testing.T) {
 	w.ok(b, "network", "ls")
 	free()
 	w.reaches(a, "a", w.attach(b, name, "net"))
-	full()
-	if err := b.KillDaemon(); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.StartDaemon(); err != nil {
-		t.Fatal(err)
-	}
-	w.is(b, name, "ready")
-	free()
-	w.reaches(a, "a", w.attach(b, "late", "net"))
 	done()
 }
 

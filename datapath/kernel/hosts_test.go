@@ -348,7 +348,7 @@ func TestRestart(t *testing.T) {
 	}
 	before := ruleset4(t, a.host)
 	h := &host{Kernel: New(Config{Host: a.lab.Path("host"), Netns: a.dir}), dir: a.dir, lab: a.lab}
-	defer h.Close()
+	t.Cleanup(h.Close) // after the loop has ended
 	again := startNode(t, h, a.o)
 	again.apply(t, e.Owner())
 	if s := again.loop.Status(); s.Ops != 0 {

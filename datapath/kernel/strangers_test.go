@@ -240,7 +240,7 @@ func TestFarEndChangesHands(t *testing.T) {
 	n.stop()
 	n.Close()
 	h := &host{Kernel: New(Config{Host: hostPath(n.host), Netns: n.dir}), dir: n.dir, lab: n.lab}
-	defer h.Close()
+	t.Cleanup(h.Close) // after the loop has ended
 	again := startNode(t, h, n.o)
 	next := datapathtest.Endpoint{N: 2, NS: ns}
 	again.o.Endpoints = []datapathtest.Endpoint{next}
