@@ -113,6 +113,9 @@ const (
 // New opens the port and prepares membership. It starts nothing but what reads the port;
 // Run or Close must follow.
 func New(c Config) (*Node, error) {
+	if len(c.Keys) == 0 {
+		return nil, overlay.Errorf(overlay.Internal, "start gossip: there are no keys")
+	}
 	n := &Node{
 		Config: c, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), meet: make(chan overlay.NodeID, 64),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},

@@ -461,3 +461,9 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestNoKeys(t *testing.T) {
+	if _, err := New(Config{Self: nodeA, Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("gossip starts without a key")
+	}
+}

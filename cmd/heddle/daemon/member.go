@@ -208,8 +208,9 @@ func (m *member) trust() overlay.Trust {
 
 // self is this node's row; ok is false when it was removed.
 func (m *member) self() (row overlay.Node, ok bool) {
-	row, ok = m.facts().Nodes[m.cred.Identity().Node]
-	return row, ok
+	f, id := m.facts(), m.cred.Identity().Node
+	row, ok = f.Nodes[id]
+	return row, ok && !f.Removed(id)
 }
 
 // follow passes on what the facts change: to gossip, to the role, to the agent.
