@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -188,6 +189,30 @@ func TestARemovedNodeStartsAndLeaves(t *testing.T) {
 	w.ok(out, "leave", "--force")
 	w.ok(out, "join", m.Addr().String(), "--token", w.ok(m, "token", "create", "worker", "-q"))
 	w.reaches(m, "observer", w.attach(out, "back", net))
+}
+
+// A node that gets no certificate for its new role, since no manager answers for a while, goes on
+// trying: in an idle cluster there are no newer facts to remind it.
+func TestAPromotionOutlivesSilentManagers(t *testing.T) {
+	w := start(t, cluster.Config{Managers: 1, Workers: 1})
+	m, b := w.Host(1), w.Host(2)
+	w.sh(b, `nft 'add table inet silent; add chain inet silent out { type filter hook output priority 0; }; add rule inet silent out tcp dport 5377 ct state new drop'`)
+	w.ok(m, "node", "promote", b.Name())
+	w.soon(10*time.Second, "the first try fails", func(context.Context) error {
+		if !strings.Contains(b.DaemonLog(), "get a certificate for this node's role") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	w.sh(b, "nft delete table inet silent")
+	w.soon(10*time.Second, "the node is a manager that is reached", func(ctx context.Context) error {
+		var rows []cluster.Node
+		err := w.JSON(ctx, m, &rows, "node", "inspect", b.Name())
+		if err == nil && rows[0].ManagerStatus != "Reachable" {
+			err = fmt.Errorf("%+v", rows)
+		}
+		return err
+	})
 }
 
 func TestTheLastManagerDoesNotLeave(t *testing.T) {
