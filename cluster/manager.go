@@ -35,7 +35,7 @@ type Observer interface {
 	Record(overlay.NodeID) (r overlay.NodeRecord, ok bool)
 	// Claims are all endpoint records of a network, this node's own among them.
 	Claims(overlay.NetworkID) []overlay.Claim
-	// Refresh makes sure that Claims has what the nodes host, those that live at least.
+	// Refresh makes sure that Claims has what the nodes host, or says who does not answer.
 	Refresh(ctx context.Context, nodes []overlay.NodeID) error
 }
 

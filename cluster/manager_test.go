@@ -431,7 +431,7 @@ func TestInitJoinGrant(t *testing.T) {
 	a.view.unread = map[overlay.NetworkID][]overlay.Claim{net.ID: {{Record: overlay.Record{Owner: b.id.Node, Workload: "web", IPs: []netip.Addr{l.Grants[0].First}}}}}
 	a.view.down[b.id.Node] = true
 	a.view.mu.Unlock()
-	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); overlay.KindOf(err) != overlay.Unavailable || !strings.Contains(err.Error(), "try again") {
+	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); overlay.KindOf(err) != overlay.InUse || !strings.Contains(err.Error(), "no answer") || !strings.Contains(err.Error(), "start it") {
 		t.Errorf("%v", err)
 	}
 	a.view.mu.Lock()

@@ -68,8 +68,8 @@ func (m *Manager) UpdateCluster(ctx context.Context, u overlay.ClusterUpdate) (o
 	return res.Params, err
 }
 
-// RemoveNetwork removes a network that has no endpoints, or says who holds it. A manager that has
-// just started may not have heard of all: it asks the participants.
+// RemoveNetwork removes a network that has no endpoints, or says who holds it. A manager may not
+// have heard of all, since it has just started or a participant is cut off: it asks them.
 func (m *Manager) RemoveNetwork(ctx context.Context, ref string) error {
 	n, err := m.findNetwork(ref)
 	if err != nil {
@@ -79,7 +79,7 @@ func (m *Manager) RemoveNetwork(ctx context.Context, ref string) error {
 	wait, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	if err := m.Observer.Refresh(wait, slices.Collect(maps.Keys(v.Leases(n.ID)))); err != nil {
-		return overlay.Errorf(overlay.Unavailable, "a participant of network %s does not say whether it has endpoints in it (%w); try again, or `heddle node rm` it if it is gone", n.Name, err)
+		return overlay.Errorf(overlay.InUse, "a participant of network %s does not say whether it has endpoints in it (%w); start it, or `heddle node rm` it if it is gone", n.Name, err)
 	}
 	if ends := m.endpoints(v, n); len(ends) > 0 {
 		var names []string

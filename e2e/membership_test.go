@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -152,6 +153,66 @@ func TestNodesComeAndGo(t *testing.T) {
 	w.nodes(m, 4)
 	e := w.attach(leaver, "back", net)
 	w.reaches(m, "observer", e)
+}
+
+// A running node that is removed by force tears its overlays down, also when it is killed before
+// it has: its daemon starts again, and the node can leave and join anew.
+func TestARemovedNodeStartsAndLeaves(t *testing.T) {
+	w := start(t, cluster.Config{Managers: 1, Workers: 1})
+	m, out := w.Host(1), w.Host(2)
+	net := w.network(m)
+	w.attach(m, "observer", net)
+	w.attach(out, "there", net)
+	w.ok(m, "node", "rm", "--force", out.Name())
+	w.soon(3*time.Second, "the node hears of it", func(ctx context.Context) error {
+		s, err := w.Do(ctx, out, "status")
+		if err == nil && !strings.Contains(s, "was removed") {
+			err = fmt.Errorf("%s", s)
+		}
+		return err
+	})
+	if err := out.StopDaemon(); err != nil { // by then the disk has it
+		t.Fatal(err)
+	}
+	w.sh(out, "ip netns add heddle-left && ip -n heddle-left link set lo alias heddle:left") // as if it had been killed
+	if err := out.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.refused(out, 1, []string{"was removed", "leave --force"}, "network", "ls")
+	w.refused(out, 1, []string{"was removed", "leave --force"}, "init")
+	if s := w.ok(out, "status"); !strings.Contains(s, "was removed") || !strings.Contains(s, "leave --force") {
+		t.Errorf("status says %s", s)
+	}
+	w.soon(3*time.Second, "the overlays go", func(ctx context.Context) error {
+		return out.Run(ctx, "sh", "-c", "! ls /run/netns | grep heddle-")
+	})
+	w.ok(out, "leave", "--force")
+	w.ok(out, "join", m.Addr().String(), "--token", w.ok(m, "token", "create", "worker", "-q"))
+	w.reaches(m, "observer", w.attach(out, "back", net))
+}
+
+// A node that gets no certificate for its new role, since no manager answers for a while, goes on
+// trying: in an idle cluster there are no newer facts to remind it.
+func TestAPromotionOutlivesSilentManagers(t *testing.T) {
+	w := start(t, cluster.Config{Managers: 1, Workers: 1})
+	m, b := w.Host(1), w.Host(2)
+	w.sh(b, `nft 'add table inet silent; add chain inet silent out { type filter hook output priority 0; }; add rule inet silent out tcp dport 5377 ct state new drop'`)
+	w.ok(m, "node", "promote", b.Name())
+	w.soon(10*time.Second, "the first try fails", func(context.Context) error {
+		if !strings.Contains(b.DaemonLog(), "get a certificate for this node's role") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	w.sh(b, "nft delete table inet silent")
+	w.soon(10*time.Second, "the node is a manager that is reached", func(ctx context.Context) error {
+		var rows []cluster.Node
+		err := w.JSON(ctx, m, &rows, "node", "inspect", b.Name())
+		if err == nil && rows[0].ManagerStatus != "Reachable" {
+			err = fmt.Errorf("%+v", rows)
+		}
+		return err
+	})
 }
 
 func TestTheLastManagerDoesNotLeave(t *testing.T) {

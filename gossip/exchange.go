@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -35,12 +36,20 @@ func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overla
 	return n.exchangeAll(ctx, ask)
 }
 
-// Refresh fetches what this node lacks from those of the nodes that live, and fails when one of
-// them does not answer.
+// Refresh fetches what this node lacks from the nodes, and fails when one of them does not answer:
+// one that is down or cut off may host what nobody else has heard of.
 func (n *Node) Refresh(ctx context.Context, nodes []overlay.NodeID) error {
 	n.mu.Lock()
-	ask := slices.DeleteFunc(slices.Clone(nodes), func(id overlay.NodeID) bool { return id == n.Self || n.dead[id] })
+	ask := slices.DeleteFunc(slices.Clone(nodes), func(id overlay.NodeID) bool { return id == n.Self })
+	i := slices.IndexFunc(ask, func(id overlay.NodeID) bool { return n.dead[id] })
+	var err error
+	if i >= 0 {
+		err = overlay.Errorf(overlay.Unavailable, "node %s does not answer", cmp.Or(n.nodes[ask[i]].record.Name, ask[i].Short()))
+	}
 	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	return n.exchangeAll(ctx, ask)
 }
 

@@ -126,6 +126,9 @@ const (
 // New opens the port and prepares membership. It starts nothing but what reads the port;
 // Run or Close must follow.
 func New(c Config) (*Node, error) {
+	if len(c.Keys) == 0 {
+		return nil, overlay.Errorf(overlay.Internal, "start gossip: there are no keys")
+	}
 	t, err := listen(c)
 	if err != nil {
 		return nil, err

@@ -200,6 +200,9 @@ func TestANodeThatAnswersNowhereIsDead(t *testing.T) {
 	if err != nil || len(silent) > 0 {
 		t.Errorf("silent %v, %v", silent, err)
 	}
+	if err := a.Refresh(t.Context(), []overlay.NodeID{nodeA, nodeB}); err == nil || !strings.Contains(err.Error(), "node bb") {
+		t.Errorf("it counts as one that hosts nothing: %v", err)
+	}
 }
 
 func TestAPushIsAcknowledgedWhenItStands(t *testing.T) {
@@ -349,7 +352,7 @@ func TestSync(t *testing.T) {
 	}
 }
 
-// A manager asks nodes for what they host; who lives and does not answer is an error.
+// A manager asks nodes for what they host; who does not answer is an error.
 func TestRefresh(t *testing.T) {
 	a, b := pair(t, true)
 	b.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA}}, []overlay.NodeID{nodeB})
@@ -491,4 +494,10 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("decoded %+v", fr)
 		}
 	})
+}
+
+func TestNoKeys(t *testing.T) {
+	if _, err := New(Config{Self: nodeA, Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("gossip starts without a key")
+	}
 }

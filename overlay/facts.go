@@ -142,6 +142,12 @@ func (f *Facts) Trust() Trust {
 	return t
 }
 
+// Removed says whether a node is out of the cluster.
+func (f *Facts) Removed(id NodeID) bool {
+	_, out := f.Removals[id]
+	return out
+}
+
 // Participants are the nodes with a lease in the network, sorted.
 func (f *Facts) Participants(id NetworkID) []NodeID {
 	return slices.Sorted(maps.Keys(f.Leases[id]))

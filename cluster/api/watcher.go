@@ -337,7 +337,8 @@ func reason(ctx context.Context, err error) error {
 }
 
 // take makes the facts that follow by a delta. Facts never go back, unless the cluster was
-// recovered.
+// recovered. Who is no member any more may see nothing but the removals, and keeps the rest of
+// what it had until it leaves.
 func (w *Watcher) take(d overlay.Delta) error {
 	if err := overlay.CheckVersion("facts", d.V); err != nil {
 		return err
@@ -352,6 +353,9 @@ func (w *Watcher) take(d overlay.Delta) error {
 	case next.Epoch < old.Epoch || (next.Epoch == old.Epoch && next.Revision < old.Revision):
 		w.mu.Unlock()
 		return nil
+	}
+	if d.Full != nil && next.Removed(w.Self) {
+		next = overlay.Delta{Revision: next.Revision, Removals: next.Removals}.Apply(old)
 	}
 	w.facts, w.dirty = next, true
 	w.mu.Unlock()

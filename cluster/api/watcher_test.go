@@ -191,6 +191,29 @@ func TestFactsNeverGoBack(t *testing.T) {
 	}
 }
 
+// Managers show a node that was removed nothing but the removals. What it was shown before stays:
+// it starts from that the next time.
+func TestARemovedNodeKeepsItsFacts(t *testing.T) {
+	self, m := nodeID(1), nodeID(2)
+	old := &overlay.Facts{
+		V: 1, Level: 1, Place: place, Revision: 9, GossipKeys: [][]byte{{1}},
+		Nodes: map[overlay.NodeID]overlay.Node{self: {ID: self}, m: {ID: m, Role: overlay.Manager}},
+	}
+	w := &Watcher{
+		WatcherConfig: WatcherConfig{Self: self, Client: NewClient(self, nil, nil)}, changed: make(chan struct{}, 1), facts: old,
+	}
+	err := w.take(overlay.Delta{V: 1, Revision: 10, Full: &overlay.Facts{
+		V: 1, Level: 1, Place: place, Revision: 10, Removals: map[overlay.NodeID]overlay.Signed{self: {}},
+	}})
+	f := w.Facts()
+	if err != nil || f.Revision != 10 || !f.Removed(self) || f.Removed(m) {
+		t.Errorf("the removal is not seen: %+v, %v", f, err)
+	}
+	if len(f.GossipKeys) != 1 || len(f.Nodes) != 2 {
+		t.Errorf("keys and nodes are gone: %+v", f)
+	}
+}
+
 // Facts that an older build kept, which lack what it did not know, are fetched anew, once.
 func TestFactsOfAnOlderBuild(t *testing.T) {
 	c := newCluster(t)

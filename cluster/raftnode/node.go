@@ -248,16 +248,29 @@ func (n *Node) watch(r *raft.Raft, gained <-chan bool, enough <-chan struct{}) {
 		select {
 		case leads := <-gained:
 			if leads {
-				term := r.CurrentTerm()
-				if r.Barrier(enqueueTimeout).Error() == nil {
-					n.ready.Store(term)
-				}
+				n.settle(r, enough)
 			}
 		case <-seen:
 		case <-enough:
 			return
 		}
 		n.changed.broadcast()
+	}
+}
+
+// settle waits until this leader has applied all that went before its term. It is told of its
+// term once, at times before the disk has taken the first entry: so it tries for as long as it leads.
+func (n *Node) settle(r *raft.Raft, enough <-chan struct{}) {
+	for term := r.CurrentTerm(); r.State() == raft.Leader && r.CurrentTerm() == term; {
+		if r.Barrier(enqueueTimeout).Error() == nil {
+			n.ready.Store(term)
+			return
+		}
+		select {
+		case <-enough:
+			return
+		case <-time.After(n.Timing.Commit): // a handover refuses at once
+		}
 	}
 }
 

@@ -392,6 +392,21 @@ func TestHungDisk(t *testing.T) {
 	close(l.hung)
 }
 
+// A manager whose disk is slow just after its election leads as soon as the disk is well.
+func TestSlowDiskAtTheElection(t *testing.T) {
+	g := newGroup(t, 1)
+	m := g.members[0]
+	m.open()
+	if err := m.Bootstrap(m.port.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	m.hung = make(chan struct{})
+	m.run()
+	m.wait("election", func() bool { return m.Leader() == m.Self })
+	time.AfterFunc(enqueueTimeout+500*time.Millisecond, func() { close(m.hung) }) // longer than one barrier waits
+	m.wait("leader", m.Leads)
+}
+
 func TestUnknownCommandStops(t *testing.T) {
 	g := newGroup(t, 1)
 	g.up()

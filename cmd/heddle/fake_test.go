@@ -40,6 +40,7 @@ type fakeDaemon struct {
 	namespace string   // of what is attached, where the request names none
 	silent    []string // nodes that acknowledge nothing
 	outside   bool     // in no cluster
+	removed   bool     // from its cluster
 	alone     bool     // no manager answers
 	unheard   bool     // nor has one since the start
 	networks  []overlay.NetworkRow
@@ -132,6 +133,9 @@ func (d *fakeDaemon) Leave(_ context.Context, force bool) error {
 }
 
 func (d *fakeDaemon) Status(context.Context) (overlay.Status, error) {
+	if d.removed {
+		return overlay.Status{Version: "v1", Name: "alpha", Cluster: sampleStatus().Cluster, Problems: []string{"this node was removed"}}, nil
+	}
 	if d.outside {
 		return overlay.Status{Version: "v1", Name: "alpha"}, nil
 	}

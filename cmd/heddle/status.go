@@ -37,6 +37,11 @@ func (c *cli) statusCmd() *cobra.Command {
 
 // printStatus prints what is there: a heading and a table for each.
 func (c *cli) printStatus(s overlay.Status) error {
+	if !s.Member && s.Cluster != "" {
+		c.printf("%s was removed from cluster %s\n", s.Name, shorten(s.Cluster))
+		c.problems(s)
+		return nil
+	}
 	if !s.Member {
 		c.printf("%s is in no cluster; `heddle init` makes one, `heddle join` brings it into one\n", s.Name)
 		c.problems(s)

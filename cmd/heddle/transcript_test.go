@@ -98,6 +98,8 @@ func (d *fakeDaemon) become(t *testing.T, what string) {
 	switch what {
 	case "in no cluster":
 		d.outside = true
+	case "removed":
+		d.removed = true
 	case "no manager answers":
 		d.alone = true
 	case "no manager was heard":

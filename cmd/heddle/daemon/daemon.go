@@ -40,8 +40,9 @@ type Daemon struct {
 	asked  sync.Mutex // held while init, join or leave runs
 	change sync.Mutex // held while membership changes: by those, or with the host's addresses
 
-	mu     sync.Mutex
-	member *member // nil in no cluster
+	mu      sync.Mutex
+	member  *member       // nil in no cluster
+	removed *pki.Identity // of a node that was removed and has not left; there is no member then
 }
 
 // Privileged refuses to run without the rights that a daemon needs.
@@ -156,11 +157,36 @@ func (d *Daemon) joined() (*member, error) {
 	if m := d.current(); m != nil {
 		return m, nil
 	}
+	if d.wasRemoved() != nil {
+		return nil, errRemoved
+	}
 	return nil, overlay.Errorf(overlay.NotMember, "this node is in no cluster; make one with `heddle init`, or join one with `heddle join HOST --token T`")
 }
 
-// enter starts what a member runs, from what its disk has.
+var errRemoved = overlay.Errorf(overlay.NotMember, "this node was removed from the cluster; run `heddle leave --force`, then join again")
+
+// wasRemoved is this node's identity when it was removed before the daemon started, or nil.
+func (d *Daemon) wasRemoved() *pki.Identity {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.removed
+}
+
+// enter starts what a member runs, from what its disk has. Nobody speaks with a node that was
+// removed: it runs nothing, and its overlays go.
 func (d *Daemon) enter(id pki.Identity) error {
+	f, err := d.store.LoadFacts()
+	if err != nil {
+		return err
+	}
+	if f != nil && f.Removed(id.Node) {
+		d.log.Warn(errRemoved.Error(), "node", id.Node)
+		d.mu.Lock()
+		d.member, d.removed = nil, &id
+		d.mu.Unlock()
+		d.loop.Set(datapath.Config{})
+		return nil
+	}
 	at, err := d.store.LoadAddresses()
 	if err != nil {
 		return err

@@ -90,6 +90,9 @@ func (d *Daemon) outside() error {
 	if m := d.current(); m != nil {
 		return overlay.Errorf(overlay.Exists, "this node is in cluster %.12s already; `heddle leave` takes it out first", m.place().Cluster)
 	}
+	if d.wasRemoved() != nil {
+		return errRemoved
+	}
 	return nil
 }
 
@@ -335,6 +338,9 @@ func (d *Daemon) Leave(ctx context.Context, force bool) error {
 		return err
 	}
 	defer end()
+	if d.wasRemoved() != nil {
+		return d.clean(ctx)
+	}
 	m, err := d.joined()
 	if err != nil {
 		return err
@@ -380,6 +386,9 @@ func (d *Daemon) clean(ctx context.Context) error {
 	if err := os.Remove(d.identityFile()); err != nil {
 		return overlay.Errorf(overlay.Internal, "remove the node's identity: %w", err)
 	}
+	d.mu.Lock()
+	d.removed = nil
+	d.mu.Unlock()
 	return errors.Join(d.store.Clear(), cluster.Forget(d.raftDir()))
 }
 

@@ -208,9 +208,13 @@ func (m *member) trust() overlay.Trust {
 
 // self is this node's row; ok is false when it was removed.
 func (m *member) self() (row overlay.Node, ok bool) {
-	row, ok = m.facts().Nodes[m.cred.Identity().Node]
-	return row, ok
+	f, id := m.facts(), m.cred.Identity().Node
+	row, ok = f.Nodes[id]
+	return row, ok && !f.Removed(id)
 }
+
+// roleEvery is how often a node tries to take on its role while the managers do not answer.
+const roleEvery = time.Second
 
 // follow passes on what the facts change: to gossip, to the role, to the agent.
 func (m *member) follow(ctx context.Context) error {
@@ -224,12 +228,16 @@ func (m *member) follow(ctx context.Context) error {
 		for _, s := range f.Removals {
 			_ = g.AddRemoval(s) // counted
 		}
-		m.role.follow()
+		var again <-chan time.Time
+		if !m.role.follow() {
+			again = time.After(roleEvery)
+		}
 		signal(m.news)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.watcher.Changed():
+		case <-again:
 		}
 	}
 }

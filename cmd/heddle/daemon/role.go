@@ -37,8 +37,9 @@ func (r *role) open() (*cluster.Manager, error) {
 // start runs what the node's certificate says, before there are facts.
 func (r *role) start() { r.become(r.m.cred.Subject().Role, nil) }
 
-// follow runs what the node's row says. A node that was removed is a worker.
-func (r *role) follow() {
+// follow runs what the node's row says, or returns false when it has to be tried again. A node
+// that was removed is a worker.
+func (r *role) follow() bool {
 	row, ok := r.m.self()
 	if !ok {
 		row.Role = overlay.Worker
@@ -51,20 +52,21 @@ func (r *role) follow() {
 		if manager != nil {
 			r.m.watcher.SetLocal(manager)
 		}
-		return
+		return true
 	}
 	if ok && r.m.cred.Subject().Role != row.Role {
 		ctx, cancel := context.WithTimeout(r.m.ctx, 5*time.Second)
 		defer cancel()
 		if err := r.m.newCertificate(ctx); err != nil {
-			r.m.log.Warn("get a certificate for this node's role; trying again with the next facts", "role", row.Role, "err", err)
-			return
+			r.m.log.Warn("get a certificate for this node's role; trying again", "role", row.Role, "err", err)
+			return false
 		}
 	}
 	if row.Role == overlay.Worker {
 		r.m.watcher.SetLocal(nil)
 	}
 	r.become(row.Role, nil)
+	return true
 }
 
 // become ends what runs and starts the role; manager is one that is open already, or nil.

@@ -28,9 +28,9 @@ type said struct {
 // describe is what this node has to say of itself: where it is and what it can do.
 func (m *member) describe() (r overlay.NodeRecord, row overlay.Node, err error) {
 	f, id := m.facts(), m.cred.Identity()
-	row, ok := f.Nodes[id.Node]
+	row, ok := m.self()
 	if !ok {
-		return r, row, overlay.Errorf(overlay.Denied, "this node was removed from the cluster; run `heddle leave --force`, then join again")
+		return r, row, errRemoved
 	}
 	_, mtu, err := m.d.kernel.LinkMTU(m.at.Local())
 	if err != nil {

@@ -17,6 +17,9 @@ func (d *Daemon) Status(ctx context.Context) (s overlay.Status, err error) {
 	s = overlay.Status{Version: d.version, Managers: []overlay.ManagerStatus{}, Peers: []overlay.PeerStatus{}, Endpoints: []overlay.Endpoint{}, Counters: map[string]uint64{}}
 	s.Name, _ = nodeName()
 	m := d.current()
+	if id := d.wasRemoved(); id != nil {
+		s.Cluster, s.Node, s.Problems = id.Cluster, id.Node, []string{errRemoved.Error()}
+	}
 	if m == nil {
 		return s, nil
 	}
@@ -75,7 +78,7 @@ func (d *Daemon) count(m *member, into map[string]uint64) {
 // problems are what an operator should look at, each with what to do.
 func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []string) {
 	if !member {
-		return []string{"this node was removed from the cluster; run `heddle leave --force`, then join again"}
+		return []string{errRemoved.Error()}
 	}
 	if err := m.role.problem(); err != nil {
 		out = append(out, fmt.Sprintf("no manager runs on this node, which should be one: %s", strings.ReplaceAll(err.Error(), "\n", "; ")))
