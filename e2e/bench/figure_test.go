@@ -3,6 +3,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -82,6 +84,30 @@ func TestReports(t *testing.T) {
 	old.Version = "v0"
 	if got := names(young.beside(old)); got != "new" {
 		t.Errorf("the figures of another version are there: %q", got)
+	}
+}
+
+func TestThePageKeepsItsText(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "page.md")
+	r := report{conditions{Version: "v1"}, []figure{{Step: "disk", Name: "a", Unit: "ms", Swarm: "7*", Want: []want{atMost(median, 5)}}}}
+	if err := os.WriteFile(page, []byte("before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.write(page); err == nil {
+		t.Error("a page without the markers was written")
+	}
+	if err := os.WriteFile(page, []byte("before\n"+pageBegin+"old\n"+pageEnd+"after\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.write(page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, _ := os.ReadFile(page)
+	row := "| `disk` | a, ms | 0 | 0 | 0 | 0 | 0 | median ≤ 5 | **missed** | 7\\* |\n"
+	if got := string(b); !strings.HasPrefix(got, "before\n"+pageBegin) || !strings.HasSuffix(got, pageEnd+"after\n") || strings.Count(got, row) != 1 || strings.Contains(got, "old") {
+		t.Errorf("the page is\n%s", got)
 	}
 }
 

@@ -146,7 +146,10 @@ func (b *bench) stage(ctx context.Context, hosts cluster.Config, steps []step) (
 		if b.c, err = cluster.New(ctx, "bench", hosts); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, b.c.Close()) }()
+		defer func() {
+			err = errors.Join(err, b.c.Close())
+			b.c = nil
+		}()
 	}
 	for _, s := range steps {
 		b.step = s.name
