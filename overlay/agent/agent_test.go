@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -55,6 +57,9 @@ type world struct {
 	saveErr   error
 	slow      *slowDisk
 	syncErr   error
+	naming    time.Duration              // that SetParticipants takes
+	named     map[overlay.NetworkID]bool // by SetParticipants
+	early     bool                       // a network was asked for before
 	ended     chan struct{}
 	links     []string
 	drawn     byte // of what is random
@@ -161,14 +166,23 @@ func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Sign
 	return w.silent, nil
 }
 
-func (w *world) Sync(context.Context, overlay.NetworkID, overlay.Signed) error {
+func (w *world) Sync(_ context.Context, id overlay.NetworkID, _ overlay.Signed) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.early = w.early || !w.named[id]
 	return w.syncErr
 }
 
-func (w *world) SetParticipants(map[overlay.NetworkID][]overlay.NodeID, []overlay.NodeID) {
+func (w *world) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, _ []overlay.NodeID) {
+	time.Sleep(w.naming)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.named = map[overlay.NetworkID]bool{}
+	for id := range networks {
+		w.named[id] = true
+	}
 }
+
 func (w *world) Claims(overlay.NetworkID) []overlay.Claim { return nil }
 func (w *world) Stated(overlay.NetworkID) overlay.Version {
 	w.mu.Lock()
@@ -496,6 +510,26 @@ func TestRestart(t *testing.T) {
 	if err := w.published[2].Decode(overlay.DomainRecord, &r); err != nil || r.Number != 4 {
 		t.Errorf("the next change has number %d (%v), want 4", r.Number, err)
 	}
+}
+
+// Who takes part is told before they are asked for what they hold: asked of nobody, a network would
+// seem to be empty, and what leads to the others' endpoints would go.
+func TestParticipantsAreNamedBeforeTheyAreAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, stop := start(t, w)
+		attach(t, a, "web")
+		stop()
+		w.named, w.early, w.naming = nil, false, time.Millisecond
+		_, stop = start(t, w)
+		defer stop()
+		time.Sleep(time.Second)
+		w.set(func() {
+			if w.early || !w.named[blue] {
+				t.Error("the participants were asked before anybody knew who they are")
+			}
+		})
+	})
 }
 
 func TestRemovedNetworkAndNode(t *testing.T) {

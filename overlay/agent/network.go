@@ -121,13 +121,17 @@ func (a *Agent) learn(ctx context.Context) {
 			continue
 		}
 		follow[id] = n.participants()
-		a.sync(ctx, id)
 	}
 	var managers []overlay.NodeID
 	for _, m := range f.Managers() {
 		managers = append(managers, m.ID)
 	}
 	a.Peers.SetParticipants(follow, managers)
+	for id, n := range a.networks { // only now is it known whom to ask
+		if n.def.ID != "" {
+			a.sync(ctx, id)
+		}
+	}
 }
 
 // Granted are the networks in which this node has a lease, as it knows them: the answer to an
