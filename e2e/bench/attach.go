@@ -6,7 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/heddle-net/heddle/e2e/cluster"
@@ -33,16 +34,33 @@ func (b *bench) first(ctx context.Context) error {
 		return err
 	}
 	b.add(figure{Name: "attach, first of the network on a node", Unit: "ms", Want: []want{atMost(median, 40)}, Swarm: "710*"}, s)
-	// Else they would linger in the kernels, where the next step's attaches would meet them.
 	for i := range s {
-		if err := other.removeNetwork(ctx, name(i)); err != nil {
+		if err := b.remove(ctx, name(i)); err != nil {
 			return err
 		}
 	}
-	return cluster.Eventually(ctx, 20*time.Second, func(ctx context.Context) error {
-		for _, host := range b.c.Hosts() {
-			if left, _ := filepath.Glob(host.Path("/run/netns/heddle-*")); len(left) > 0 {
-				return fmt.Errorf("%s still has %d networks in its kernel", host.Name(), len(left))
+	return nil
+}
+
+// remove takes a network without endpoints away, and waits until no kernel has anything of it.
+// Else it would linger there, and the attaches of later steps meet it.
+func (b *bench) remove(ctx context.Context, net string) error {
+	var rows []cluster.Network
+	if err := client(b.c.Host(1)).get(ctx, "/v1/networks", &rows); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(rows, func(n cluster.Network) bool { return n.Name == net })
+	if i < 0 {
+		return fmt.Errorf("network %s is not listed", net)
+	}
+	if err := client(b.c.Host(1)).removeNetwork(ctx, net); err != nil {
+		return err
+	}
+	ns := "/run/netns/heddle-" + rows[i].ID[:12] // rows name it only where a workload is
+	return cluster.Eventually(ctx, 20*time.Second, func(context.Context) error {
+		for _, h := range b.c.Hosts() {
+			if _, err := os.Stat(h.Path(ns)); err == nil {
+				return fmt.Errorf("%s still has network %s in its kernel", h.Name(), net)
 			}
 		}
 		return nil
@@ -50,7 +68,7 @@ func (b *bench) first(ctx context.Context) error {
 }
 
 // everywhere makes a network with one endpoint on each host. The function that it returns
-// detaches them.
+// detaches them and removes it.
 func (b *bench) everywhere(ctx context.Context, net string, subnets ...string) (func() error, error) {
 	if err := client(b.c.Host(1)).createNetwork(ctx, net, subnets...); err != nil {
 		return nil, err
@@ -66,7 +84,7 @@ func (b *bench) everywhere(ctx context.Context, net string, subnets ...string) (
 				return err
 			}
 		}
-		return nil
+		return b.remove(ctx, net)
 	}, nil
 }
 

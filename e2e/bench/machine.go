@@ -67,5 +67,5 @@ func (b *bench) memory(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return b.remove(ctx, "mem")
 }
