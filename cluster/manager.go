@@ -208,13 +208,23 @@ func (s machine) Apply(index uint64, entry []byte) (any, error) {
 
 func (s machine) Snapshot() (raftnode.SnapshotWriter, error) { return s.State.Snapshot().Write, nil }
 
+// requestOf is the ID of a step of the request that ctx belongs to, or "".
+func requestOf(ctx context.Context, step string) string {
+	if req := api.RequestOf(ctx); req != "" {
+		return req + " " + step
+	}
+	return ""
+}
+
+// answered says whether a step was done before, and how it ended: its answer may have been lost.
+// Who removes asks it first, since what is gone is not found again.
+func (m *Manager) answered(ctx context.Context, step string) (bool, error) {
+	return m.state.Answered(requestOf(ctx, step))
+}
+
 // propose commits a command. step tells the commands of one request apart.
 func propose[R any](ctx context.Context, m *Manager, step string, c state.Command) (result R, err error) {
-	req := api.RequestOf(ctx)
-	if req != "" {
-		req += " " + step
-	}
-	b, err := state.Encode(m.state.Level(), req, c)
+	b, err := state.Encode(m.state.Level(), requestOf(ctx, step), c)
 	if early, ok := errors.AsType[*state.TooNew](err); ok {
 		return result, m.waits(early)
 	}

@@ -657,6 +657,36 @@ func TestNoQuorum(t *testing.T) {
 	}
 }
 
+// A request that was executed, and whose answer was lost, is answered as the first time, though
+// what it removed is gone.
+func TestRemovingIsRepeatable(t *testing.T) {
+	a, tok := found(t)
+	join(t, a, "n2", tok.Token)
+	leaver := join(t, a, "n3", tok.Token)
+	if err := a.do("POST", "/v1/networks", spec("blue"), nil); err != nil {
+		t.Fatal(err)
+	}
+	me := api.Caller{Node: a.id.Node, Role: overlay.Manager}
+	for what, remove := range map[string]func(context.Context) error{
+		"network": func(ctx context.Context) error { return a.manager.RemoveNetwork(ctx, "blue") },
+		"node":    func(ctx context.Context) error { return a.manager.RemoveNode(ctx, me, "n2", true) },
+	} {
+		for range 2 {
+			if err := remove(api.WithRequest(ctx(t), "first "+what)); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if err := remove(api.WithRequest(ctx(t), "another "+what)); overlay.KindOf(err) != overlay.NotFound {
+			t.Errorf("%s, by another request: %v", what, err)
+		}
+	}
+	for range 2 {
+		if err := leaver.client.Leave(ctx(t)); err != nil {
+			t.Errorf("leave: %v", err)
+		}
+	}
+}
+
 func TestRemoveNode(t *testing.T) {
 	a, tok := found(t)
 	b := join(t, a, "n2", tok.Token)

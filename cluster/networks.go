@@ -71,6 +71,9 @@ func (m *Manager) UpdateCluster(ctx context.Context, u overlay.ClusterUpdate) (o
 // RemoveNetwork removes a network that has no endpoints, or says who holds it. A manager may not
 // have heard of all, since it has just started or a participant is cut off: it asks them.
 func (m *Manager) RemoveNetwork(ctx context.Context, ref string) error {
+	if done, err := m.answered(ctx, "network"); done {
+		return err
+	}
 	n, err := m.findNetwork(ref)
 	if err != nil {
 		return err

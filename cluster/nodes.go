@@ -85,6 +85,9 @@ func (m *Manager) Leave(ctx context.Context, node overlay.NodeID) error {
 
 // RemoveNode puts another node out for good; with force also one that is up.
 func (m *Manager) RemoveNode(ctx context.Context, by api.Caller, ref string, force bool) error {
+	if done, err := m.answered(ctx, "remove"); done {
+		return err
+	}
 	row, err := m.find(ref)
 	if err != nil {
 		return err

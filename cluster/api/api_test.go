@@ -256,6 +256,7 @@ func TestRoutesByRole(t *testing.T) {
 	want := map[who]map[string]bool{
 		member:   {"worker": true, "manager": true},
 		operator: {"manager": true},
+		leaver:   {"worker": true, "manager": true, "removed": true},
 		joiner:   {"stranger": true},
 	}
 	table := append(routes(m.stub), route{method: "GET", path: pathHello, who: member}, route{method: "GET", path: "/v1/secrets", who: "nobody"})

@@ -32,6 +32,7 @@ type who string
 const (
 	member   who = "member"   // any node of the cluster
 	operator who = "operator" // a manager: who works on its host, through the daemon there
+	leaver   who = "leaver"   // a member, or a node that was one: the answer to its first leave may be lost
 	joiner   who = "joiner"   // nobody yet; on heddle-join/1, or passed on by a manager
 )
 
@@ -134,7 +135,7 @@ func routes(b Backend) []route {
 		{"POST", pathTerms, joiner, here, with(b.Terms)},
 		{"POST", pathGrant, member, write, of(b.Grant)},
 		{"POST", pathRenew, member, write, func(ctx context.Context, c call) (any, error) { return b.Renew(ctx, c.by.Node) }},
-		{"POST", pathLeave, member, write, func(ctx context.Context, c call) (any, error) { return nil, b.Leave(ctx, c.by.Node) }},
+		{"POST", pathLeave, leaver, write, func(ctx context.Context, c call) (any, error) { return nil, b.Leave(ctx, c.by.Node) }},
 		{"PATCH", pathSelf, member, write, of(b.UpdateSelf)},
 		{"POST", pathRelease, member, write, of(b.Release)},
 		{"POST", pathReady, operator, write, of(func(ctx context.Context, n overlay.NodeID, r Ready) (any, error) {
@@ -233,7 +234,7 @@ func (h *Handler) caller(r *http.Request, need who) (Caller, error) {
 		}
 		return Caller{}, overlay.Errorf(overlay.Denied, "only members of the cluster may ask for %s", r.URL.Path)
 	}
-	if h.Credentials.Removed(p.Subject) {
+	if need != leaver && h.Credentials.Removed(p.Subject) {
 		return Caller{}, overlay.Errorf(overlay.Denied, "node %s was removed from the cluster; run `heddle leave --force` on it, then join again", p.Node.Short())
 	}
 	by := Caller{p.Node, overlay.Worker}

@@ -56,6 +56,17 @@ func (s *State) Apply(index uint64, entry []byte) (any, error) {
 	return t.answer(o)
 }
 
+// Answered says whether a request was executed, and the error that it was answered with.
+func (s *State) Answered(req string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := s.t.done.find(req)
+	if o.Error != nil {
+		return ok, o.Error
+	}
+	return ok, nil
+}
+
 // publish makes what Apply has changed the newest revision.
 func (s *State) publish() {
 	s.t.revision = s.t.applied
