@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"os/signal"
 	"strings"
 )
 
@@ -27,5 +29,8 @@ func hold(args []string) error {
 		}
 	}
 	fmt.Println("holding")
-	select {}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, os.Interrupt)
+	<-end
+	return nil
 }
