@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/netip"
 	"runtime"
@@ -103,6 +104,7 @@ func (w way) sockets(to netip.Addr, kind int) (out, in int, err error) {
 	}
 	if err != nil {
 		unix.Close(out)
+		unix.Close(in)
 	}
 	return out, in, err
 }
@@ -149,7 +151,10 @@ func sendStream(out, in int) (float64, error) {
 		chunk := make([]byte, streamChunk)
 		for left := streamBytes; left > 0; {
 			n, err := unix.Read(in, chunk)
-			if err != nil && err != unix.EINTR || n == 0 {
+			if n == 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			if err != nil && err != unix.EINTR {
 				return fmt.Errorf("read: %d bytes before the end: %w", left, err)
 			}
 			left -= max(n, 0)
