@@ -46,6 +46,29 @@ const (
 type guards struct {
 	links []string // IPv4
 	all6  bool
+	ra    []string // links that would have taken router advertisements all the same, by raAlways
+}
+
+// A host that forwards IPv6 takes router advertisements by raAlways alone: without it the host's
+// own addresses and its default route would run out.
+const (
+	raOnHosts = "1"
+	raAlways  = "2"
+)
+
+func acceptRA(link, value string) sysctl {
+	return sysctl{filepath.Join("net/ipv6/conf", link, "accept_ra"), value}
+}
+
+// withRA names the host's links that take router advertisements so. Among them may be "default",
+// which is how links that come later begin.
+func withRA(links []hostLink, value string) (names []string) {
+	for _, l := range append(slices.Clip(links), hostLink{name: "default"}) {
+		if sysctlIs(acceptRA(l.name, value)) {
+			names = append(names, l.name)
+		}
+	}
+	return names
 }
 
 func egressRules(e datapath.Egress, g guards) table {
@@ -54,7 +77,7 @@ func egressRules(e datapath.Egress, g guards) table {
 	stranger := slices.Concat(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq), ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpEq))
 	t := table{
 		name: egressTable,
-		text: fmt.Sprintf("egress %s %s %s guards %s %v", e.Uplinks, e.Pool4, e.Pool6, strings.Join(g.links, ","), g.all6),
+		text: fmt.Sprintf("egress %s %s %s guards %s %v %s%s", e.Uplinks, e.Pool4, e.Pool6, strings.Join(g.links, ","), g.all6, raMark, strings.Join(g.ra, ",")),
 		chains: []chain{
 			{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource},
 			{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: forwardPriority},
@@ -149,11 +172,11 @@ func (k *Kernel) planEgress(c *nftables.Conn, e datapath.Egress) (p egressPlan, 
 	if err != nil {
 		return p, err
 	}
-	addrs, err := k.hostLinks(e.Uplinks)
+	links, err := k.hostLinks(e.Uplinks)
 	if err != nil {
 		return p, err
 	}
-	var g guards
+	g := guards{all6: had.all6, ra: had.ra}
 	want := func(s sysctl) bool { // says whether it has to be written
 		if s.holds() {
 			return false
@@ -163,21 +186,28 @@ func (k *Kernel) planEgress(c *nftables.Conn, e datapath.Egress) (p egressPlan, 
 	}
 	err = k.inHost(func() error {
 		all4 := sysctl{"net/ipv4/conf/all/forwarding", "1"}.holds()
-		for _, l := range addrs {
-			conf := func(family, key, value string) sysctl {
-				return sysctl{filepath.Join("net", family, "conf", l.name, key), value}
+		for _, l := range links {
+			if !l.uplink && !l.has4 && !l.has6 {
+				continue
 			}
-			switch written := want(conf("ipv4", "forwarding", "1")); {
+			switch written := want(sysctl{filepath.Join("net/ipv4/conf", l.name, "forwarding"), "1"}); {
 			case l.uplink || all4:
 			case written || slices.Contains(had.links, l.name):
 				g.links = append(g.links, l.name)
 			}
-			if l.has6 && !l.uplink && sysctlIs(conf("ipv6", "accept_ra", "1")) {
-				p.sysctls = append(p.sysctls, conf("ipv6", "accept_ra", "2"))
+		}
+		six := slices.ContainsFunc(links, func(l hostLink) bool { return l.has6 && !l.uplink })
+		forward6 := sysctl{"net/ipv6/conf/all/forwarding", "1"}
+		if six && !had.all6 && !forward6.holds() {
+			g.all6, g.ra = true, withRA(links, raAlways)
+		}
+		if g.all6 { // else others forward, and have chosen what the host does with advertisements
+			for _, name := range withRA(links, raOnHosts) {
+				p.sysctls = append(p.sysctls, acceptRA(name, raAlways))
 			}
 		}
-		if slices.ContainsFunc(addrs, func(l hostLink) bool { return l.has6 && !l.uplink }) {
-			g.all6 = want(sysctl{"net/ipv6/conf/all/forwarding", "1"}) || had.all6
+		if six {
+			want(forward6)
 		}
 		return nil
 	})
@@ -200,27 +230,32 @@ func standingGuards(c *nftables.Conn) (g guards, err error) {
 	if err != nil || len(comments) == 0 {
 		return g, err
 	}
-	words := strings.Fields(comments[0]) // heddle egress UPLINKS POOL4 POOL6 guards [LINKS] ALL6 I.J
+	words := strings.Fields(comments[0]) // heddle egress UPLINKS POOL4 POOL6 guards [LINKS] ALL6 [ra:[LINKS]] I.J
 	if len(words) < 8 || words[5] != "guards" {
 		return g, nil
 	}
-	if len(words) == 9 {
-		g.links = strings.Split(words[6], ",")
+	words = words[6 : len(words)-1]
+	if ra, is := strings.CutPrefix(words[len(words)-1], raMark); is { // not of the first builds
+		g.ra, words = strings.Split(ra, ","), words[:len(words)-1]
 	}
-	g.all6 = words[len(words)-2] == "true"
+	if len(words) == 2 {
+		g.links = strings.Split(words[0], ",")
+	}
+	g.all6 = words[len(words)-1] == "true"
 	return g, nil
 }
 
+const raMark = "ra:" // no link's name has a colon
+
 var anyPool4, anyPool6 = netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
 
-// hostLink is a link of the host with addresses.
+// hostLink is a link of the host.
 type hostLink struct {
-	name         string
-	uplink, has6 bool
+	name               string
+	uplink, has4, has6 bool // has: a global address
 }
 
-// hostLinks are the host's links that packets may take: uplinks, and those with a global
-// address.
+// hostLinks are the host's links but for its loopback.
 func (k *Kernel) hostLinks(uplinks string) (out []hostLink, err error) {
 	h, err := k.hostHandle()
 	if err != nil {
@@ -241,9 +276,8 @@ func (k *Kernel) hostLinks(uplinks string) (out []hostLink, err error) {
 		has[int32(u32(b[4:]))] = f
 	})
 	for _, l := range links {
-		f, uplink := has[l.index], strings.HasPrefix(l.name, uplinks)
-		if l.name != "lo" && (f.v4 || f.v6 || uplink) {
-			out = append(out, hostLink{l.name, uplink, f.v6})
+		if f := has[l.index]; l.name != "lo" {
+			out = append(out, hostLink{l.name, strings.HasPrefix(l.name, uplinks), f.v4, f.v6})
 		}
 	}
 	return out, err
@@ -292,6 +326,10 @@ func (k *Kernel) readEgress(want datapath.Egress) (e datapath.Egress, err error)
 
 // delEgress takes back what setEgress did, also the forwarding that heddle turned on.
 func (k *Kernel) delEgress() error {
+	links, err := k.hostLinks("")
+	if err != nil {
+		return err
+	}
 	return k.withNFT(func(c *nftables.Conn) error {
 		g, err := standingGuards(c)
 		if err != nil {
@@ -301,10 +339,18 @@ func (k *Kernel) delEgress() error {
 		for _, name := range g.links {
 			back = append(back, sysctl{filepath.Join("net/ipv4/conf", name, "forwarding"), "0"})
 		}
-		if g.all6 {
-			back = append(back, sysctl{"net/ipv6/conf/all/forwarding", "0"})
-		}
-		if err := k.inHost(func() error { return writeSysctls(back) }); err != nil {
+		err = k.inHost(func() error {
+			if g.all6 {
+				back = append(back, sysctl{"net/ipv6/conf/all/forwarding", "0"})
+				for _, name := range withRA(links, raAlways) {
+					if !slices.Contains(g.ra, name) {
+						back = append(back, acceptRA(name, raOnHosts))
+					}
+				}
+			}
+			return writeSysctls(back)
+		})
+		if err != nil {
 			return err
 		}
 		if err := shutDoors(c); err != nil {
