@@ -6,6 +6,7 @@
 package datapath
 
 import (
+	"encoding/base64"
 	"net"
 	"net/netip"
 )
@@ -31,12 +32,16 @@ type Owner string
 type Config struct {
 	Namespaces []Namespace
 	Links      []Link
+	Locks      []Lock
 	Addresses  []Address
 	Neighbors  []Neighbor
 	FDB        []FDBEntry
 	Routes     []Route
-	Filter     Filter
+	WGPeers    []WGPeer
+	Filters    []Filter
 	Egress     Egress
+	Entrances  []Entrance // the host's last
+	Balancers  []Balancer // for package balance: no State has them, and Diff leaves them alone
 }
 
 // Namespace is a namespace that heddle makes, marks and removes: /run/netns/NAME. Loopback
@@ -48,6 +53,11 @@ type Namespace struct {
 	// Uplink is the link on which packets are forwarded out of this namespace, and behind
 	// whose address they hide (masquerade). Without one nothing is forwarded.
 	Uplink string
+
+	// Names are the addresses of this namespace at which workloads ask for names, with commas
+	// between. What one of them asks is bounded. Where there is an uplink, and so connections are
+	// tracked, questions are not.
+	Names string
 
 	// Partial says that the forwarding and neighbour entries of this namespace are not all
 	// known yet, as after a start: those that are not wanted stay until they are.
@@ -61,32 +71,67 @@ func (n Namespace) NS() NS { return NS{Path: "/run/netns/" + n.Name} }
 type Kind string
 
 const (
-	Bridge Kind = "bridge"
-	VXLAN  Kind = "vxlan"
-	Veth   Kind = "veth" // with its far end, which is made by the same request
+	Bridge    Kind = "bridge"
+	VXLAN     Kind = "vxlan"
+	Veth      Kind = "veth"      // with its far end, which is made by the same request
+	WireGuard Kind = "wireguard" // by the kernel, or where it has none by a process
 )
 
 // Link is a network device that heddle makes in place: never created elsewhere and moved.
 // Key: (NS, Name).
 type Link struct {
-	NS     NS
-	Name   string
-	Owner  Owner
-	Kind   Kind
-	MAC    MAC
-	MTU    int
-	Master string    // the bridge in the same namespace that it is a port of; "" is none
-	Port   PortFlags // of a bridge port
-	VXLAN  VXLANAttr // Kind VXLAN
-	Peer   Peer      // Kind Veth: the far end
+	NS        NS
+	Name      string
+	Owner     Owner
+	Kind      Kind
+	MAC       MAC // zero for Kind WireGuard
+	MTU       int
+	Master    string        // the bridge in the same namespace that it is a port of; "" is none
+	Port      PortFlags     // of a bridge port
+	VXLAN     VXLANAttr     // Kind VXLAN
+	WireGuard WireGuardAttr // Kind WireGuard
+	Peer      Peer          // Kind Veth: the far end
 }
 
-// VXLANAttr are the attributes of a VXLAN device (RFC 7348). Its underlay is the daemon's
-// namespace; learning is always off.
+// VXLANAttr are the attributes of a VXLAN device (RFC 7348). Learning is always off.
 type VXLANAttr struct {
-	VNI   uint32
-	Port  uint16     // UDP
-	Local netip.Addr // outer source address
+	VNI      uint32
+	Port     uint16     // UDP
+	Local    netip.Addr // outer source address
+	Underlay NS         // where its outer packets travel, for good: the host's, or that of WireGuard devices
+}
+
+// WireGuardAttr are the attributes of a WireGuard device. Its UDP socket is in the host's
+// namespace, wherever the device is.
+type WireGuardAttr struct {
+	Key  PrivateKey
+	Port uint16 // UDP
+}
+
+// PrivateKey is a Curve25519 private key. It never prints itself.
+type PrivateKey [32]byte
+
+func (PrivateKey) String() string   { return "(private key)" }
+func (PrivateKey) GoString() string { return "(private key)" }
+
+// PublicKey is a Curve25519 public key.
+type PublicKey [32]byte
+
+func (k PublicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+
+// WGPeer is a peer of a WireGuard device. Key: (NS, Link, Key).
+type WGPeer struct {
+	NS    NS
+	Link  string
+	Key   PublicKey
+	Owner Owner
+
+	// Endpoint is where the peer is looked for. Once WireGuard has heard the peer elsewhere, that
+	// stands until another Endpoint is wanted, or the peer is silent.
+	Endpoint netip.AddrPort
+
+	Address   netip.Addr // the one inner address that is the peer's, both ways
+	Keepalive bool       // a session is kept up though nothing is sent
 }
 
 // Peer is the far end of a veth, in the workload's namespace. A link of that name that is
@@ -136,12 +181,18 @@ type FDBEntry struct {
 	Owner Owner
 }
 
-// Route is a unicast route in the main table. Key: (NS, Link, Prefix, Metric).
+// Nowhere is the link of a route that refuses.
+const Nowhere = "lo"
+
+// Route is a unicast route in the main table. Key: (NS, Link, Prefix, Metric). Setting one
+// replaces another link's of that prefix and metric. One for a loopback address is a local route, by
+// which the kernel takes what was translated to that address from what comes by the link: the loopback's
+// own route counts there alone.
 type Route struct {
 	NS     NS
-	Link   string
+	Link   string // Nowhere: what is meant can't be reached, and no route of a shorter prefix takes it
 	Prefix netip.Prefix
-	Via    netip.Addr // the next hop, on the link
+	Via    netip.Addr // the next hop, on the link; zero: what is meant is on the link itself
 	Metric int        // lower is better; no other route of that prefix has it
 	Owner  Owner
 }
@@ -151,6 +202,7 @@ type Route struct {
 // it is dropped. The zero value wants none of it.
 type Egress struct {
 	Uplinks string       // how the host's ends of uplinks begin
+	Inside  string       // links by which the host itself is in networks, with commas between: nothing leaves a network by them into another
 	Pool4   netip.Prefix // their addresses
 	Pool6   netip.Prefix
 }
@@ -159,13 +211,20 @@ type Egress struct {
 type Port struct {
 	Proto string // "tcp" or "udp"
 	Port  uint16
+
+	// Where packets for it come in, as far as that is known: of what other addresses and links get
+	// nobody speaks then.
+	At   netip.Addr
+	Link string
 }
 
-// Filter is the host's allow-set: VXLAN frames to Port with a VNI of MinVNI or more are
+// Filter is the allow-set of an underlay: VXLAN frames to Port with a VNI of MinVNI or more are
 // let in, and not tracked, when (outer source, VNI) is in Allowed; others with such a VNI
 // are dropped and counted. Frames with a lower VNI are not judged. MinVNI is a power of two.
-// Port 0 wants no table.
+// Key: NS.
 type Filter struct {
+	NS      NS // the host's, or one that heddle made
+	Owner   Owner
 	Port    uint16
 	MinVNI  uint32
 	Allowed []Allow

@@ -2,17 +2,19 @@ package datapath
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 )
 
 // Diff is what has to be done to a kernel that holds have, so that it holds want. Order:
-// the filter and additions to the allow-set, namespaces, links (bridges, VXLAN devices,
-// veths; all down), addresses, neighbours, forwarding entries, links up, routes, announcements of
-// addresses that changed hands; then removals,
-// those of the allow-set last. A removal comes earlier only where what replaces it needs
-// its name. A VXLAN device is thus never up without its port flags and the allow-set.
+// the host's filter, namespaces, the filters in them, links (WireGuard devices, bridges, VXLAN
+// devices, veths; all down), locks, addresses, WireGuard peers, neighbours, forwarding entries,
+// links up, routes, entrances, announcements of addresses that changed hands; then removals,
+// those of allow-sets last. A removal comes earlier only where what replaces it needs
+// its name. A VXLAN device is thus never up without its port flags and the allow-set, nor an
+// endpoint's port without its lock.
 func Diff(have *State, want *Config) []Op {
 	d := differ{
 		have: have, want: want,
@@ -24,25 +26,32 @@ func Diff(have *State, want *Config) []Op {
 		deleted: map[LinkKey]bool{},
 	}
 	d.ending = unwanted(have.Namespaces, want.Namespaces, func(n Namespace) string { return n.Name }, strings.Compare)
-	d.addFilter()
+	d.addFilters(false)
 	if want.Egress != (Egress{}) && have.Egress != want.Egress {
 		d.do(SetEgress{want.Egress})
 	}
 	d.addNamespaces()
+	d.addFilters(true)
 	d.addLinks()
+	d.addLocks()
 	d.addAddresses()
+	d.addWGPeers()
+	d.narrow()
 	d.addEntries()
 	d.upLinks()
 	d.addRoutes()
+	d.addEntrances()
 	for _, n := range d.changed {
 		d.do(Announce{n})
 	}
+	d.delEntrances()
 	d.delRows()
 	d.delLinks()
+	d.delLocks()
 	if want.Egress == (Egress{}) && have.Egress != (Egress{}) {
 		d.do(DelEgress{})
 	}
-	d.delFilter()
+	d.delFilters()
 	return d.ops
 }
 
@@ -58,72 +67,86 @@ type differ struct {
 	flushed map[LinkKey]bool  // links that lose their last IPv4 address: their IPv4 neighbours are gone
 	ending  []Namespace       // to be removed
 
-	changed        []Neighbor // entries with another MAC than workloads may remember
-	oldAddresses   []Address  // to be removed at the end
-	fdb, neighbors int        // how many rows there are that are wanted
+	changed      []Neighbor // entries with another MAC than workloads may remember
+	oldAddresses []Address  // to be removed at the end
+
+	fdb       entries[FDBKey, FDBEntry]
+	neighbors entries[NeighborKey, Neighbor]
 }
 
 func (d *differ) do(op Op) { d.ops = append(d.ops, op) }
 
-func (d *differ) addFilter() {
-	have, want := &d.have.Filter, &d.want.Filter
-	if want.Port == 0 {
-		return
-	}
-	if have.Port != want.Port || have.MinVNI != want.MinVNI {
-		d.do(SetFilter{*want})
-		return
-	}
-	var add []Allow
-	for _, a := range want.Allowed {
-		if !have.Allowed[a] {
-			add = append(add, a)
+// addFilters writes the host's filter, or those of namespaces that heddle made.
+func (d *differ) addFilters(inner bool) {
+	for _, want := range d.want.Filters {
+		if (want.NS != NS{}) != inner {
+			continue
 		}
-	}
-	if len(add) > 0 {
-		d.do(AddAllow{add})
+		have := d.have.Filters[want.NS]
+		if have.Port != want.Port || have.MinVNI != want.MinVNI {
+			d.do(SetFilter{want})
+			continue
+		}
+		add := want
+		add.Allowed = nil
+		for _, a := range want.Allowed {
+			if !have.Allowed[a] {
+				add.Allowed = append(add.Allowed, a)
+			}
+		}
+		if len(add.Allowed) > 0 {
+			d.do(AddAllow{add})
+		}
 	}
 }
 
-func (d *differ) delFilter() {
-	have, want := &d.have.Filter, &d.want.Filter
-	if want.Port == 0 {
-		if have.Port != 0 || len(have.Allowed) > 0 {
-			d.do(DelFilter{})
+func (d *differ) delFilters() {
+	wanted, ending := map[NS]bool{}, d.endingNS()
+	for _, want := range d.want.Filters {
+		wanted[want.NS] = true
+		have := d.have.Filters[want.NS]
+		if have.Port != want.Port || have.MinVNI != want.MinVNI || len(have.Allowed) == 0 {
+			continue // made anew by addFilters
 		}
-		return
+		if !want.Partial {
+			d.disallow(have, want)
+		}
 	}
-	if have.Port != want.Port || have.MinVNI != want.MinVNI || len(have.Allowed) == 0 {
-		return // made anew by addFilter
+	for _, ns := range slices.SortedFunc(maps.Keys(d.have.Filters), compareNS) {
+		if !wanted[ns] && !ending[ns] {
+			d.do(DelFilter{ns})
+		}
 	}
-	if want.Partial {
-		return
-	}
+}
+
+// disallow takes those out of an allow-set that are not wanted.
+func (d *differ) disallow(have FilterState, want Filter) {
 	keep := make(map[Allow]bool, len(want.Allowed))
 	for _, a := range want.Allowed {
 		keep[a] = true
 	}
-	var del []Allow
+	want.Allowed = nil
 	for a := range have.Allowed {
 		if !keep[a] {
-			del = append(del, a)
+			want.Allowed = append(want.Allowed, a)
 		}
 	}
-	if len(del) > 0 {
-		slices.SortFunc(del, func(a, b Allow) int { return cmp.Or(cmp.Compare(a.VNI, b.VNI), a.Source.Compare(b.Source)) })
-		d.do(DelAllow{del})
+	if len(want.Allowed) > 0 {
+		slices.SortFunc(want.Allowed, func(a, b Allow) int { return cmp.Or(cmp.Compare(a.VNI, b.VNI), a.Source.Compare(b.Source)) })
+		d.do(DelAllow{want})
 	}
 }
 
 func (d *differ) addNamespaces() {
 	for _, n := range d.want.Namespaces {
+		n.Partial = false // it is of what is wanted, and of nothing that the kernel holds
 		if d.have.Namespaces[n.Name] != n {
 			d.do(SetNamespace{n})
 		}
 	}
 }
 
-var kindOrder = []Kind{Bridge, VXLAN, Veth}
+var kindOrder = []Kind{WireGuard, Bridge, VXLAN, Veth}
 
 func (d *differ) addLinks() {
 	for i := range d.want.Links {
@@ -263,38 +286,31 @@ func (d *differ) delAddresses() {
 	}
 }
 
-// addEntries also counts the wanted entries that are there, so that unwanted ones are
-// looked for only where there are more.
-func (d *differ) addEntries() {
-	for _, n := range d.want.Neighbors {
-		have, ok := d.have.Neighbors[n.Key()]
-		if !ok || have.MAC != n.MAC || d.neighborGone(n) {
-			d.do(SetNeighbor{n})
-			if mac, known := d.have.Behind[n.Key()]; known && mac != n.MAC {
-				d.changed = append(d.changed, n)
-			}
-		}
-		if ok {
-			d.neighbors++
-		}
-	}
-	for _, f := range d.want.FDB {
-		have, ok := d.have.FDB[f.Key()]
-		link := LinkKey{f.NS, f.Link}
+// addWGPeers adds and changes WireGuard peers. A peer is written where it is to be looked for when
+// that is news, or when nobody answers where it was last heard.
+func (d *differ) addWGPeers() {
+	for _, p := range d.want.WGPeers {
+		have, ok := d.have.WGPeers[p.ID()]
+		asked, known := d.have.Asked[p.ID()]
 		switch {
-		case !ok, d.fresh(link), d.moved[link]:
-			d.do(SetFDB{f})
-		case have.VTEP == f.VTEP:
-		case have.VTEP == Damaged:
-			d.do(DelFDB{have})
-			d.do(SetFDB{f})
+		case !ok || d.fresh(LinkKey{p.NS, p.Link}):
+		case p.Endpoint.IsValid() && have.Endpoint != p.Endpoint && (!have.Live || known && asked != p.Endpoint):
+		case have.Address != p.Address || have.Keepalive != p.Keepalive:
+			p.Endpoint = netip.AddrPort{}
 		default:
-			d.do(SetFDB{f})
+			continue
 		}
-		if ok {
-			d.fdb++
-		}
+		d.do(SetWGPeer{p})
 	}
+}
+
+// oldWGPeers are those that are not wanted.
+func (d *differ) oldWGPeers() []WGPeer {
+	have := make(map[WGPeerKey]WGPeer, len(d.have.WGPeers))
+	for k, p := range d.have.WGPeers {
+		have[k] = p.WGPeer
+	}
+	return unwanted(have, d.want.WGPeers, WGPeer.ID, compareWGPeers)
 }
 
 func (d *differ) upLinks() {
@@ -326,40 +342,37 @@ func (d *differ) addRoutes() {
 	}
 }
 
-// neighborGone says whether an entry that was there went with something else.
-func (d *differ) neighborGone(n Neighbor) bool {
-	link := LinkKey{n.NS, n.Link}
-	return d.fresh(link) || d.renewed[link] || n.IP.Is4() && d.flushed[link]
-}
-
 // delRows removes entries and addresses of links that stay; the others go with their link.
 func (d *differ) delRows() {
 	for _, a := range d.oldAddresses {
 		d.do(DelAddress{a})
 	}
+	peers := d.oldWGPeers()
 	routes := unwanted(d.have.Routes, d.want.Routes, Route.Key, compareRoutes)
-	if len(routes) == 0 && d.fdb == len(d.have.FDB) && d.neighbors == len(d.have.Neighbors) {
+	if len(routes) == 0 && len(peers) == 0 && !d.moreEntries() {
 		return
 	}
-	stays, partial := d.staying(), map[NS]bool{}
+	stays := d.staying()
+	type place struct {
+		ns     NS
+		prefix netip.Prefix
+		metric int
+	}
+	taken := map[place]bool{}
+	for _, r := range d.want.Routes {
+		taken[place{r.NS, r.Prefix, r.Metric}] = true
+	}
 	for _, r := range routes {
-		if stays(r.NS, r.Link) && !(r.Prefix.Addr().Is4() && d.flushed[LinkKey{r.NS, r.Link}]) {
+		if stays(r.NS, r.Link) && !(r.Prefix.Addr().Is4() && d.flushed[LinkKey{r.NS, r.Link}]) && !taken[place{r.NS, r.Prefix, r.Metric}] {
 			d.do(DelRoute{r})
 		}
 	}
-	for _, n := range d.want.Namespaces {
-		partial[n.NS()] = n.Partial
-	}
-	for _, f := range unwanted(d.have.FDB, d.want.FDB, FDBEntry.Key, compareFDB) {
-		if stays(f.NS, f.Link) && !partial[f.NS] {
-			d.do(DelFDB{f})
+	for _, p := range peers {
+		if stays(p.NS, p.Link) {
+			d.do(DelWGPeer{p})
 		}
 	}
-	for _, n := range unwanted(d.have.Neighbors, d.want.Neighbors, Neighbor.Key, compareNeighbors) {
-		if stays(n.NS, n.Link) && !partial[n.NS] && !d.neighborGone(n) {
-			d.do(DelNeighbor{n})
-		}
-	}
+	d.delEntries(stays)
 }
 
 // staying says which links, near or far ends, were there before and are there afterwards.
@@ -459,6 +472,10 @@ func compareNeighbors(a, b NeighborKey) int {
 
 func compareRoutes(a, b RouteKey) int {
 	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Metric, b.Metric))
+}
+
+func compareWGPeers(a, b WGPeerKey) int {
+	return cmp.Or(compareLinks(LinkKey{a.NS, a.Link}, LinkKey{b.NS, b.Link}), slices.Compare(a.Key[:], b.Key[:]))
 }
 
 func compareAddresses(a, b AddressKey) int {

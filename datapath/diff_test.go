@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -37,16 +38,30 @@ func drawConfig(t *rapid.T, k *datapathtest.Kernel) datapath.Config {
 			}
 		}
 		one := o.Config()
+		if n == 0 && rapid.Bool().Draw(t, "sealed") {
+			one = o.Sealed()
+		}
 		alter(t, &one)
 		c.Namespaces = append(c.Namespaces, one.Namespaces...)
 		c.Links = append(c.Links, one.Links...)
 		c.Addresses = append(c.Addresses, one.Addresses...)
 		c.Neighbors = append(c.Neighbors, one.Neighbors...)
 		c.FDB = append(c.FDB, one.FDB...)
-		one.Filter.Allowed = append(one.Filter.Allowed, c.Filter.Allowed...)
-		c.Filter = one.Filter
+		c.Routes = append(c.Routes, one.Routes...)
+		c.WGPeers = append(c.WGPeers, one.WGPeers...)
+		addFilter(&c, one.Filters[0])
 	}
 	return c
+}
+
+func addFilter(c *datapath.Config, f datapath.Filter) {
+	for i := range c.Filters {
+		if c.Filters[i].NS == f.NS {
+			c.Filters[i].Allowed = append(c.Filters[i].Allowed, f.Allowed...)
+			return
+		}
+	}
+	c.Filters = append(c.Filters, f)
 }
 
 func workload(i int) datapath.NS {
@@ -58,7 +73,7 @@ func alter(t *rapid.T, c *datapath.Config) {
 	mtu := rapid.SampledFrom([]int{1450, 1400}).Draw(t, "mtu")
 	for i := range c.Links {
 		c.Links[i].MTU = mtu
-		if rapid.IntRange(0, 9).Draw(t, "mac") == 0 {
+		if c.Links[i].Kind != datapath.WireGuard && rapid.IntRange(0, 9).Draw(t, "mac") == 0 {
 			c.Links[i].MAC[5] ^= 0x80
 		}
 	}
@@ -72,11 +87,13 @@ func alter(t *rapid.T, c *datapath.Config) {
 
 func apply(t *rapid.T, k *datapathtest.Kernel, want datapath.Config) {
 	have, _ := k.Read(t.Context(), &want)
-	for _, op := range datapath.Diff(have, &want) {
-		if err := k.Apply(t.Context(), op); err != nil {
-			t.Fatal(err)
+	for _, run := range datapath.Runs(datapath.Diff(have, &want)) {
+		for _, op := range rapid.Permutation(run).Draw(t, "run") { // none needs another
+			if err := k.Apply(t.Context(), op); err != nil {
+				t.Fatal(err)
+			}
+			have.Apply(op)
 		}
-		have.Apply(op)
 	}
 	if got, want := k.String(), datapathtest.StateOf(want).String(); got != want {
 		t.Fatalf("the kernel holds\n%swant\n%s", got, want)
@@ -105,6 +122,48 @@ func TestDiffReachesWhatIsWanted(t *testing.T) {
 			t.Fatalf("an empty Config leaves\n%s", s)
 		}
 	})
+}
+
+// What is known of a state makes a difference to the time alone.
+func TestDiffOfWhatIsSettled(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k, have := datapathtest.NewKernel(), datapath.NewState()
+		var want datapath.Config
+		for range 5 {
+			if want = nudged(t, want); rapid.Bool().Draw(t, "all new") {
+				want = drawConfig(t, k)
+			}
+			ops := datapath.Diff(have, &want)
+			if settled, plain := fmt.Sprint(ops), fmt.Sprint(datapath.Diff(have.Clone(), &want)); settled != plain {
+				t.Fatalf("settled, what is to be done is\n%s\nelse\n%s", settled, plain)
+			}
+			for _, op := range ops {
+				have.Apply(op)
+			}
+			settled := want
+			have.Settle(&settled)
+		}
+	})
+}
+
+// nudged is a wanted state with small changes, so that most of its entries stay.
+func nudged(t *rapid.T, c datapath.Config) datapath.Config {
+	seldom := func(what string) bool { return rapid.IntRange(0, 5).Draw(t, what) == 0 }
+	c.Links, c.Namespaces = slices.Clone(c.Links), slices.Clone(c.Namespaces)
+	for i := range c.Links {
+		if seldom("mac") {
+			c.Links[i].MAC[5] ^= 0x80
+		}
+		if seldom("no master") {
+			c.Links[i].Master = ""
+		}
+	}
+	for i := range c.Namespaces {
+		c.Namespaces[i].Partial = rapid.Bool().Draw(t, "partial")
+	}
+	c.Addresses = slices.DeleteFunc(slices.Clone(c.Addresses), func(datapath.Address) bool { return seldom("no address") })
+	c.FDB = slices.DeleteFunc(slices.Clone(c.FDB), func(datapath.FDBEntry) bool { return seldom("no entry") })
+	return c
 }
 
 // damage takes away some rows that nothing else hangs on.
@@ -211,12 +270,12 @@ func TestDiffOfPartialKnowledge(t *testing.T) {
 		n.Partial = partial
 		return &datapath.Config{
 			Namespaces: []datapath.Namespace{n}, Links: []datapath.Link{dev},
-			Filter: datapath.Filter{Port: 4789, MinVNI: 1 << 23, Partial: partial, Allowed: []datapath.Allow{{netip.MustParseAddr("192.0.2.3"), 1 << 23}}},
+			Filters: []datapath.Filter{{Port: 4789, MinVNI: 1 << 23, Partial: partial, Allowed: []datapath.Allow{{netip.MustParseAddr("192.0.2.3"), 1 << 23}}}},
 		}
 	}
 	full := config(false)
 	full.FDB, full.Neighbors = []datapath.FDBEntry{entry(1, "192.0.2.2"), entry(2, "192.0.2.2")}, []datapath.Neighbor{neighbor}
-	full.Filter.Allowed = append(full.Filter.Allowed, datapath.Allow{vtep, 1 << 23})
+	full.Filters[0].Allowed = append(full.Filters[0].Allowed, datapath.Allow{vtep, 1 << 23})
 	have := datapath.NewState()
 	for _, op := range datapath.Diff(have, full) {
 		have.Apply(op)
@@ -225,7 +284,7 @@ func TestDiffOfPartialKnowledge(t *testing.T) {
 	partial.FDB = []datapath.FDBEntry{entry(2, "192.0.2.3"), entry(3, "192.0.2.3")} // one moved, one more
 	for _, op := range datapath.Diff(have, partial) {
 		switch op.(type) {
-		case datapath.DelFDB, datapath.DelNeighbor, datapath.DelAllow:
+		case datapath.DelFDB, datapath.DelNeighbor, datapath.DelAllow, datapath.SetNamespace:
 			t.Errorf("partial knowledge led to %v", op)
 		}
 		have.Apply(op)
@@ -236,11 +295,14 @@ func TestDiffOfPartialKnowledge(t *testing.T) {
 	if ops := datapath.Diff(have, partial); len(ops) > 0 {
 		t.Errorf("a second time there is still %v to do", ops)
 	}
-	partial.Namespaces[0].Partial, partial.Filter.Partial = false, false
+	partial.Namespaces[0].Partial, partial.Filters[0].Partial = false, false
 	for _, op := range datapath.Diff(have, partial) {
+		if _, set := op.(datapath.SetNamespace); set {
+			t.Errorf("whole knowledge led to %v", op)
+		}
 		have.Apply(op)
 	}
-	if len(have.FDB) != 2 || len(have.Neighbors) != 0 || len(have.Filter.Allowed) != 1 {
-		t.Errorf("with whole knowledge %v %v %v are left", have.FDB, have.Neighbors, have.Filter.Allowed)
+	if len(have.FDB) != 2 || len(have.Neighbors) != 0 || len(have.Filters[datapath.NS{}].Allowed) != 1 {
+		t.Errorf("with whole knowledge %v %v %v are left", have.FDB, have.Neighbors, have.Filters[datapath.NS{}].Allowed)
 	}
 }

@@ -46,6 +46,12 @@ type (
 		Route
 		Gone bool
 	}
+	// WGNews is of a WireGuard device and its peers, but for their endpoints and owners.
+	WGNews struct {
+		Link      LinkKey
+		WireGuard WireGuardAttr
+		Peers     []WGPeer
+	}
 	// NamespaceNews says that a name of a namespace was taken away, or given to another.
 	NamespaceNews struct{ Name string }
 	// TableNews says that somebody else changed one of heddle's tables of rules.
@@ -100,6 +106,7 @@ func (n PortNews) Key() any      { return struct{ port LinkKey }{n.Link} }
 func (n AddressNews) Key() any   { return n.Address.Key() }
 func (n NeighborNews) Key() any  { return n.Neighbor.Key() }
 func (n RouteNews) Key() any     { return n.Route.Key() }
+func (n WGNews) Key() any        { return struct{ wireguard LinkKey }{n.Link} }
 func (n NamespaceNews) Key() any { return n }
 func (n TableNews) Key() any     { return n }
 func (n FDBNews) Key() any {
@@ -173,6 +180,25 @@ func (n RouteNews) fits(b *belief) bool {
 		return !there
 	}
 	return there && have.Via == n.Via
+}
+
+func (n WGNews) fits(b *belief) bool {
+	have, there := b.Links[n.Link]
+	if !there || have.Kind != WireGuard {
+		return true // another news tells of that
+	}
+	peers := 0
+	for k := range b.WGPeers {
+		if k.NS == n.Link.NS && k.Link == n.Link.Name {
+			peers++
+		}
+	}
+	for _, p := range n.Peers {
+		if have, there := b.WGPeers[p.ID()]; !there || have.Address != p.Address || have.Keepalive != p.Keepalive {
+			return false
+		}
+	}
+	return have.WireGuard == n.WireGuard && peers == len(n.Peers)
 }
 
 func (n NamespaceNews) fits(b *belief) bool {

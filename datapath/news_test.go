@@ -26,6 +26,12 @@ func TestSurprising(t *testing.T) {
 	for _, op := range []Op{SetNamespace{ns}, AddLink{link}, UpLink{link}, AddLink{port}, UpLink{port}, SetAddress{address}, SetNeighbor{neighbor}, SetFDB{remote}, SetFDB{local}, SetRoute{route}} {
 		s.Apply(op)
 	}
+	wg := Link{NS: in, Name: "wg0", Owner: "n", Kind: WireGuard, MTU: 1420, WireGuard: WireGuardAttr{Key: PrivateKey{1}, Port: 5379}}
+	peer := WGPeer{NS: in, Link: "wg0", Key: PublicKey{2}, Address: netip.MustParseAddr("fd07::2"), Endpoint: netip.MustParseAddrPort("192.0.2.2:5379")}
+	s.Apply(AddLink{wg})
+	s.Apply(SetWGPeer{peer})
+	device := func(a WireGuardAttr, peers ...WGPeer) WGNews { return WGNews{wg.Key(), a, peers} }
+	altered := func(change func(*WGPeer)) WGPeer { p := peer; change(&p); return p }
 	up := func(l Link) LinkNews { return LinkNews{Link: LinkState{Link: l, Up: true}} }
 	changed := func(l Link, change func(*LinkNews)) LinkNews { n := up(l); change(&n); return n }
 	named := func(l Link, ns NS, name string) Link { l.NS, l.Name = ns, name; return l }
@@ -50,6 +56,15 @@ func TestSurprising(t *testing.T) {
 		{"a link of a workload's own", up(named(Link{Kind: Veth}, guest, "tun0")), false},
 		{"a namespace's loopback", changed(named(Link{Owner: "n"}, in, "lo"), func(*LinkNews) {}), false},
 		{"a loopback that is down", changed(named(Link{Owner: "n"}, in, "lo"), func(n *LinkNews) { n.Link.Up = false }), true},
+		{"a device as it is", device(wg.WireGuard, peer), false},
+		{"a peer that was heard elsewhere", device(wg.WireGuard, altered(func(p *WGPeer) { p.Endpoint = netip.AddrPort{} })), false},
+		{"a peer that is gone", device(wg.WireGuard), true},
+		{"a strange peer", device(wg.WireGuard, peer, altered(func(p *WGPeer) { p.Key[0]++ })), true},
+		{"another peer", device(wg.WireGuard, altered(func(p *WGPeer) { p.Key[0]++ })), true},
+		{"a peer without its address", device(wg.WireGuard, altered(func(p *WGPeer) { p.Address = netip.Addr{} })), true},
+		{"a peer that is kept alive", device(wg.WireGuard, altered(func(p *WGPeer) { p.Keepalive = true })), true},
+		{"another private key", device(WireGuardAttr{PrivateKey{9}, 5379}, peer), true},
+		{"a device of others", WGNews{Link: LinkKey{guest, "wg0"}}, false},
 		{"port flags as they are", PortNews{Link: port.Key(), Port: port.Port}, false},
 		{"other port flags", PortNews{Link: port.Key()}, true},
 		{"a port that learns", PortNews{Link: port.Key(), Port: port.Port, Altered: true}, true},

@@ -14,16 +14,24 @@ import (
 type State struct {
 	Namespaces map[string]Namespace
 	Links      map[LinkKey]LinkState
+	Locks      map[LinkKey]Lock
 	Addresses  map[AddressKey]Address
 	Neighbors  map[NeighborKey]Neighbor
 	FDB        map[FDBKey]FDBEntry
 	Routes     map[RouteKey]Route
-	Filter     FilterState
+	WGPeers    map[WGPeerKey]WGPeerState
+	Filters    map[NS]FilterState
 	Egress     Egress // zero also where a part of it is missing
+	Entrances  map[NS]EntranceState
 
 	// Behind is the last MAC that was behind an address, whether its entry is there or gone:
 	// somebody may remember it. The kernel does not tell; see Remember.
 	Behind map[NeighborKey]MAC
+	// Asked is the Endpoint that was last written for a peer. The kernel tells only where it has
+	// heard the peer since; see Remember.
+	Asked map[WGPeerKey]netip.AddrPort
+
+	settled *Config // see Settle; nil where nothing is known
 }
 
 // LinkKey is the key of a link, or with an empty name that of a namespace.
@@ -61,13 +69,26 @@ type RouteKey struct {
 	Metric int
 }
 
+// WGPeerKey is the key of a WireGuard peer.
+type WGPeerKey struct {
+	NS   NS
+	Link string
+	Key  PublicKey
+}
+
+// WGPeerState is a peer as it is: Endpoint is where WireGuard sends to.
+type WGPeerState struct {
+	WGPeer
+	Live bool // a session stands
+}
+
 // LinkState is a link and whether it is up, with its far end.
 type LinkState struct {
 	Link
 	Up bool
 }
 
-// FilterState is the allow-set that is loaded. Port 0 means none, or a broken one.
+// FilterState is the allow-set that is loaded. Port 0 means a broken one.
 type FilterState struct {
 	Port    uint16
 	MinVNI  uint32
@@ -95,17 +116,24 @@ func (f FDBEntry) Key() FDBKey { return FDBKey{f.NS, f.Link, f.MAC} }
 // Key is the route's key.
 func (r Route) Key() RouteKey { return RouteKey{r.NS, r.Link, r.Prefix, r.Metric} }
 
+// ID is the peer's key among all devices' peers.
+func (p WGPeer) ID() WGPeerKey { return WGPeerKey{p.NS, p.Link, p.Key} }
+
 // NewState is the state of a kernel that holds nothing of heddle's.
 func NewState() *State {
 	return &State{
 		Namespaces: map[string]Namespace{},
 		Links:      map[LinkKey]LinkState{},
+		Locks:      map[LinkKey]Lock{},
 		Addresses:  map[AddressKey]Address{},
 		Neighbors:  map[NeighborKey]Neighbor{},
 		FDB:        map[FDBKey]FDBEntry{},
 		Routes:     map[RouteKey]Route{},
-		Filter:     FilterState{Allowed: map[Allow]bool{}},
+		WGPeers:    map[WGPeerKey]WGPeerState{},
+		Filters:    map[NS]FilterState{},
+		Entrances:  map[NS]EntranceState{},
 		Behind:     map[NeighborKey]MAC{},
+		Asked:      map[WGPeerKey]netip.AddrPort{},
 	}
 }
 
@@ -116,15 +144,23 @@ func (s *State) Remember(old *State) {
 			s.Behind[k] = mac
 		}
 	}
+	for k, at := range old.Asked {
+		if _, there := s.WGPeers[k]; there {
+			s.Asked[k] = at
+		}
+	}
 }
 
 // Clone is a copy that shares nothing.
 func (s *State) Clone() *State {
 	c := &State{
-		maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), maps.Clone(s.Routes),
-		s.Filter, s.Egress, maps.Clone(s.Behind),
+		maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Locks), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), maps.Clone(s.Routes),
+		maps.Clone(s.WGPeers), maps.Clone(s.Filters), s.Egress, maps.Clone(s.Entrances), maps.Clone(s.Behind), maps.Clone(s.Asked), nil,
 	}
-	c.Filter.Allowed = maps.Clone(s.Filter.Allowed)
+	for ns, f := range c.Filters {
+		f.Allowed = maps.Clone(f.Allowed)
+		c.Filters[ns] = f
+	}
 	return c
 }
 
@@ -137,9 +173,15 @@ func (s *State) String() string {
 		if n.Uplink != "" {
 			out[len(out)-1] += " uplink " + n.Uplink
 		}
+		if n.Names != "" {
+			out[len(out)-1] += " names " + n.Names
+		}
 	}
 	for _, l := range s.Links {
 		add("%s", l)
+	}
+	for _, l := range s.Locks {
+		add("lock %s", l)
 	}
 	for k := range s.Addresses {
 		add("address %s/%s %s", k.NS, k.Link, k.Prefix)
@@ -153,17 +195,23 @@ func (s *State) String() string {
 			out[len(out)-1] += " dst " + f.VTEP.String()
 		}
 	}
-	for k, r := range s.Routes {
-		add("route %s/%s %s via %s metric %d", k.NS, k.Link, k.Prefix, r.Via, k.Metric)
+	for _, r := range s.Routes {
+		add("route %s", r.text())
+	}
+	for _, p := range s.WGPeers {
+		add("wireguard peer %s at %s", p.text(), p.Endpoint)
 	}
 	if s.Egress != (Egress{}) {
 		add("egress %s* %s %s", s.Egress.Uplinks, s.Egress.Pool4, s.Egress.Pool6)
 	}
-	if s.Filter.Port != 0 {
-		add("filter port %d vni %d-", s.Filter.Port, s.Filter.MinVNI)
+	for ns, e := range s.Entrances {
+		add("entrance %s workloads %s services %s", ns, e.Workloads, e.Services)
 	}
-	for a := range s.Filter.Allowed {
-		add("filter allow %s vni %d", a.Source, a.VNI)
+	for ns, f := range s.Filters {
+		add("filter %s port %d vni %d-", ns, f.Port, f.MinVNI)
+		for a := range f.Allowed {
+			add("filter %s allow %s", ns, a)
+		}
 	}
 	slices.Sort(out)
 	return strings.Join(out, "\n") + "\n"
@@ -185,6 +233,12 @@ func (l LinkState) String() string {
 	}
 	if l.Kind == VXLAN {
 		fmt.Fprintf(&b, " vni %d port %d local %s", l.VXLAN.VNI, l.VXLAN.Port, l.VXLAN.Local)
+		if l.VXLAN.Underlay != (NS{}) {
+			fmt.Fprintf(&b, " over %s", l.VXLAN.Underlay)
+		}
+	}
+	if l.Kind == WireGuard {
+		fmt.Fprintf(&b, " port %d", l.WireGuard.Port)
 	}
 	if l.Kind == Veth {
 		fmt.Fprintf(&b, " peer %s/%s mac %s mtu %d owner %s", l.Peer.NS, l.Peer.Name, l.Peer.MAC, l.Peer.MTU, l.Peer.Owner)

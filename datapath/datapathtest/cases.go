@@ -13,6 +13,7 @@ import (
 type Env interface {
 	Read(ctx context.Context, want *datapath.Config) (*datapath.State, error)
 	Apply(ctx context.Context, op datapath.Op) error
+	ApplyEntries(ctx context.Context, ops []datapath.Op) []error
 	Release()
 	Workload(t *testing.T, name string) datapath.NS // makes a namespace that is not heddle's
 	EndWorkload(t *testing.T, ns datapath.NS)
@@ -53,6 +54,8 @@ func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 		"own namespaces":  ownNamespaces,
 		"two of one name": twoNetworks,
 		"uplinks":         uplinks,
+		"entrances":       entrances,
+		"sealed":          sealed,
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -82,17 +85,22 @@ func (s step) run(t *testing.T, e Env) {
 	}
 	var faults []datapath.Fault
 	failed := map[datapath.Owner]bool{}
-	for _, op := range ops {
-		if failed[op.Owner()] {
-			continue
+	for _, run := range datapath.Runs(ops) {
+		run = slices.DeleteFunc(slices.Clone(run), func(op datapath.Op) bool { return failed[op.Owner()] })
+		errs := e.ApplyEntries
+		if len(run) == 1 {
+			errs = func(ctx context.Context, ops []datapath.Op) []error { return []error{e.Apply(ctx, ops[0])} }
 		}
-		if err := e.Apply(ctx, op); err != nil {
+		for i, err := range errs(ctx, run) {
+			if err == nil {
+				continue
+			}
 			if !slices.Contains(s.fault, datapath.FaultOf(err)) {
 				t.Errorf("%s: %v", s.name, err)
 			}
 			t.Logf("%s: fault as expected: %v", s.name, err)
 			faults = append(faults, datapath.FaultOf(err))
-			failed[op.Owner()] = true
+			failed[run[i].Owner()] = true
 		}
 	}
 	e.Release()
@@ -161,8 +169,8 @@ func smallChanges(t *testing.T, e Env) []step {
 	return []step{
 		{name: "two local ones", want: fewer.Config()},
 		{name: "two remote ones, one member", want: full.Config(), ops: 7},
-		{name: "without a local one", want: one.Config(), ops: 3},
-		{name: "with it again", want: full.Config(), ops: 7},
+		{name: "without a local one", want: one.Config(), ops: 4},
+		{name: "with it again", want: full.Config(), ops: 8},
 		{name: "without remote ones", want: fewer.Config(), ops: 7},
 	}
 }
@@ -227,6 +235,9 @@ func drift(t *testing.T, e Env) []step {
 	bridge, vx, port := c.Links[0], c.Links[1], c.Links[2]
 	flood := port
 	flood.Port.Flood = true
+	loose, more := c.Locks[0], c.Locks[0]
+	loose.IPs = append(slices.Clone(loose.IPs), c.Locks[1].IPs...)
+	more.Link = "vx0"
 	unmarked := port
 	unmarked.Owner, unmarked.Peer.Owner = "", ""
 	steps := []step{{name: "first", want: c}}
@@ -242,11 +253,14 @@ func drift(t *testing.T, e Env) []step {
 		{"endpoint's link", []datapath.Op{datapath.DelLink{Link: port}}},
 		{"bridge", []datapath.Op{datapath.DelLink{Link: bridge}}},
 		{"VXLAN device", []datapath.Op{datapath.DelLink{Link: vx}}},
+		{"lock", []datapath.Op{datapath.DelLock{Lock: c.Locks[0]}}},
+		{"another lock", []datapath.Op{datapath.SetLock{Lock: loose}}},
+		{"a lock too many", []datapath.Op{datapath.SetLock{Lock: more}}},
 		{"port flags", []datapath.Op{datapath.SetLink{Link: flood}}},
 		{"mark", []datapath.Op{datapath.SetLink{Link: unmarked}}},
-		{"allow-set", []datapath.Op{datapath.DelAllow{Allowed: c.Filter.Allowed[:1]}}},
+		{"allow-set", []datapath.Op{datapath.DelAllow{Filter: datapath.Filter{Allowed: c.Filters[0].Allowed[:1]}}}},
 		{"filter", []datapath.Op{datapath.DelFilter{}}},
-		{"more allowed", []datapath.Op{datapath.AddAllow{Allowed: []datapath.Allow{{Source: netip.MustParseAddr("192.0.2.99"), VNI: MinVNI + 7}}}}},
+		{"more allowed", []datapath.Op{datapath.AddAllow{Filter: datapath.Filter{Allowed: []datapath.Allow{{Source: netip.MustParseAddr("192.0.2.99"), VNI: MinVNI + 7}}}}}},
 		{"a link of others in our namespace", []datapath.Op{datapath.AddLink{Link: rogue}}},
 		{"an entry too many", []datapath.Op{datapath.SetFDB{FDBEntry: datapath.FDBEntry{NS: o.NS(), Link: "vx0", MAC: datapath.MAC{2, 7, 7, 7, 7, 7}, VTEP: o.Members[0]}}}},
 		{"namespace", []datapath.Op{datapath.DelNamespace{Namespace: c.Namespaces[0]}}},
@@ -286,7 +300,7 @@ func ownNamespaces(t *testing.T, e Env) []step {
 	return []step{
 		{name: "both", want: o.Config()},
 		{name: "again", want: o.Config(), ops: -1},
-		{name: "one", want: one.Config(), ops: 4},
+		{name: "one", want: one.Config(), ops: 5},
 		{name: "both again", want: o.Config()},
 		{name: "none", want: datapath.Config{}},
 	}
@@ -299,10 +313,11 @@ func twoNetworks(t *testing.T, e Env) []step {
 	both, one := first.Config(), second.Config()
 	both.Namespaces = append(both.Namespaces, one.Namespaces...)
 	both.Links = append(both.Links, one.Links...)
+	both.Locks = append(both.Locks, one.Locks...)
 	both.Addresses = append(both.Addresses, one.Addresses...)
 	both.Neighbors = append(both.Neighbors, one.Neighbors...)
 	both.FDB = append(both.FDB, one.FDB...)
-	both.Filter.Allowed = append(both.Filter.Allowed, one.Filter.Allowed...)
+	both.Filters[0].Allowed = append(both.Filters[0].Allowed, one.Filters[0].Allowed...)
 	return []step{
 		{name: "one", want: first.Config()},
 		{name: "two with the same addresses", want: both},
@@ -324,8 +339,8 @@ func uplinks(t *testing.T, e Env) []step {
 	for i := range other.Routes {
 		other.Routes[i].Metric++
 	}
-	closed := open.Namespaces[0]
-	closed.Uplink = ""
+	closed, other53 := open.Namespaces[0], open.Namespaces[0]
+	closed.Uplink, closed.Names, other53.Names = "", "", "10.64.255.253"
 	steps := []step{
 		{name: "closed", want: o.Config()},
 		{name: "open", want: open},
@@ -337,13 +352,63 @@ func uplinks(t *testing.T, e Env) []step {
 		name string
 		op   datapath.Op
 	}{
-		{"a workload's route", datapath.DelRoute{Route: open.Routes[1]}},
-		{"the network's route", datapath.DelRoute{Route: open.Routes[0]}},
+		{"a workload's route", datapath.DelRoute{Route: open.Routes[3]}},
+		{"the network's route", datapath.DelRoute{Route: open.Routes[1]}},
+		{"the route to nowhere", datapath.DelRoute{Route: open.Routes[2]}},
+		{"the loopback's route", datapath.DelRoute{Route: open.Routes[0]}},
 		{"the uplink", datapath.DelLink{Link: up}},
 		{"the host's part", datapath.DelEgress{}},
 		{"the namespace's part", datapath.SetNamespace{Namespace: closed}},
+		{"where names are asked for", datapath.SetNamespace{Namespace: other53}},
 	} {
 		steps = append(steps, step{name: undo.name, undo: []datapath.Op{undo.op}, want: open})
 	}
 	return append(steps, step{name: "closed again", want: o.Config()}, step{name: "nothing", want: datapath.Config{}})
+}
+
+func sealed(t *testing.T, e Env) []step {
+	a, b := e.Workload(t, "a"), e.Workload(t, "b")
+	o := sample(a, b)
+	o.Local, o.Members = netip.MustParseAddr("fd07::1"), []netip.Addr{netip.MustParseAddr("fd07::2"), netip.MustParseAddr("fd07::3")}
+	o.Endpoints[2].VTEP, o.Endpoints[3].VTEP = o.Members[0], o.Members[1]
+	c := o.Sealed()
+	flipped := o.Sealed()
+	flipped.Routes[0].Link = o.Tunnel(1)
+	rekeyed := o.Sealed()
+	rekeyed.Links[len(rekeyed.Links)-1].WireGuard.Key = privateKey(7)
+	renewed := o.Sealed()
+	renewed.WGPeers[0].Key[2], renewed.WGPeers[1].Keepalive = 9, true
+	fewer := o
+	fewer.Members = o.Members[:1]
+	plain := sample(a, b)
+	steps := []step{
+		{name: "first", want: c},
+		{name: "again", want: c, ops: -1},
+		{name: "a route by the other device", want: flipped, ops: 1},
+		{name: "and back", want: c, ops: 1},
+		{name: "another private key", want: rekeyed, ops: 1},
+		{name: "and back", want: c, ops: 1},
+		{name: "another key of a peer", want: renewed, ops: 3},
+		{name: "and back", want: c, ops: 3},
+		{name: "a member less", want: fewer.Sealed()},
+		{name: "and back", want: c},
+		{name: "not sealed", want: plain.Config()},
+		{name: "sealed again", want: c},
+	}
+	for _, undo := range []struct {
+		name string
+		op   datapath.Op
+	}{
+		{"a peer", datapath.DelWGPeer{WGPeer: c.WGPeers[0]}},
+		{"a route", datapath.DelRoute{Route: c.Routes[0]}},
+		{"the address", datapath.DelAddress{Address: c.Addresses[len(c.Addresses)-1]}},
+		{"a device", datapath.DelLink{Link: c.Links[len(c.Links)-1]}},
+		{"the device with the routes", datapath.DelLink{Link: c.Links[len(c.Links)-2]}},
+		{"the private key", datapath.SetLink{Link: rekeyed.Links[len(rekeyed.Links)-1]}},
+		{"the allow-set", datapath.DelFilter{NS: Tunnels.NS()}},
+		{"the tunnels' namespace", datapath.DelNamespace{Namespace: Tunnels}},
+	} {
+		steps = append(steps, step{name: undo.name, undo: []datapath.Op{undo.op}, want: c})
+	}
+	return append(steps, step{name: "nothing", want: datapath.Config{}})
 }

@@ -146,10 +146,18 @@ func (k *Kernel) Apply(ctx context.Context, op datapath.Op) error {
 	return nil
 }
 
+// ApplyEntries does what Linux would.
+func (k *Kernel) ApplyEntries(ctx context.Context, ops []datapath.Op) (errs []error) {
+	for _, op := range ops {
+		errs = append(errs, k.Apply(ctx, op))
+	}
+	return errs
+}
+
 func (k *Kernel) check(op datapath.Op) error {
 	switch op := op.(type) {
 	case datapath.AddAllow, datapath.DelAllow:
-		if k.state.Filter.Port == 0 {
+		if k.state.Filters[op.At().NS].Port == 0 {
 			return fmt.Errorf("%s: no table", op)
 		}
 	case datapath.AddLink:
@@ -157,7 +165,7 @@ func (k *Kernel) check(op datapath.Op) error {
 	case datapath.SetLink:
 		return k.checkPort(op.Link)
 	case datapath.UpLink:
-		if op.Kind == datapath.VXLAN && k.state.Filter.Port != op.VXLAN.Port {
+		if op.Kind == datapath.VXLAN && k.state.Filters[op.VXLAN.Underlay].Port != op.VXLAN.Port {
 			return fmt.Errorf("%s: the allow-set is not loaded", op)
 		}
 		return k.there(op)
@@ -203,7 +211,7 @@ func (k *Kernel) there(op datapath.Op) error {
 	if err := k.namespace(op.At().NS); err != nil {
 		return err
 	}
-	if _, ok := k.state.Links[op.At()]; ok || k.isPeer(op.At()) {
+	if _, ok := k.state.Links[op.At()]; ok || k.isPeer(op.At()) || op.At().Name == datapath.Nowhere {
 		return nil
 	}
 	return fmt.Errorf("%s: no such link", op)

@@ -49,10 +49,10 @@ func (o Overlay) Config() datapath.Config {
 			{NS: ns, Link: "br0", Prefix: netip.MustParsePrefix("10.64.255.254/16"), Owner: owner},
 			{NS: ns, Link: "br0", Prefix: netip.MustParsePrefix("fd00:64::ffff/64"), Owner: owner},
 		},
-		Filter: datapath.Filter{Port: Port, MinVNI: MinVNI},
+		Filters: []datapath.Filter{{Port: Port, MinVNI: MinVNI}},
 	}
 	for _, m := range o.Members {
-		c.Filter.Allowed = append(c.Filter.Allowed, datapath.Allow{Source: m, VNI: o.VNI})
+		c.Filters[0].Allowed = append(c.Filters[0].Allowed, datapath.Allow{Source: m, VNI: o.VNI})
 	}
 	for _, e := range o.Endpoints {
 		e.add(&c, ns)
@@ -106,26 +106,33 @@ func (e Endpoint) add(c *datapath.Config, ns datapath.NS) {
 	c.Addresses = append(c.Addresses,
 		datapath.Address{NS: e.NS, Link: "eth0", Prefix: netip.PrefixFrom(e.IPv4(), 16), Owner: e.Owner()},
 		datapath.Address{NS: e.NS, Link: "eth0", Prefix: netip.PrefixFrom(e.IPv6(), 64), Owner: e.Owner()})
+	c.Locks = append(c.Locks, datapath.Lock{NS: ns, Link: port, MAC: e.MAC(), IPs: []netip.Addr{e.IPv4(), e.IPv6()}, Owner: e.Owner()})
 	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: port, MAC: e.MAC(), Owner: e.Owner()})
 }
 
 // Open is Config with a way out: an uplink to the host, and default routes over it.
 func (o Overlay) Open() datapath.Config {
 	c, owner, ns := o.Config(), datapath.Owner(o.ID), o.NS()
-	c.Namespaces[0].Uplink = "up0"
+	c.Namespaces[0].Uplink, c.Namespaces[0].Names = "up0", "10.64.255.254,fd00:64::ffff"
 	c.Links = append(c.Links, datapath.Link{
 		NS: ns, Name: "up0", Owner: owner, Kind: datapath.Veth, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 3}, MTU: 1450,
 		Peer: datapath.Peer{Name: "hd-" + o.ID, MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 4}, MTU: 1450, Owner: owner},
 	})
 	c.Egress = datapath.Egress{Uplinks: "hd-", Pool4: netip.MustParsePrefix("169.254.128.0/17"), Pool6: netip.MustParsePrefix("fd68::/64")}
-	for _, way := range []struct{ host, own, dst, gateway string }{
-		{"169.254.128.0/31", "169.254.128.1/31", "0.0.0.0/0", "10.64.255.254"}, {"fd68::/127", "fd68::1/127", "::/0", "fd00:64::ffff"},
+	c.Routes = append(c.Routes, datapath.Route{Link: "hd-" + o.ID, Prefix: netip.MustParsePrefix("::1/128"), Metric: 1000, Owner: owner})
+	for _, way := range []struct{ host, own, dst, gateway, subnet string }{
+		{"169.254.128.0/31", "169.254.128.1/31", "0.0.0.0/0", "10.64.255.254", "10.64.0.0/16"}, {"fd68::/127", "fd68::1/127", "::/0", "fd00:64::ffff", "fd00:64::/64"},
 	} {
 		host, dst := netip.MustParsePrefix(way.host), netip.MustParsePrefix(way.dst)
 		c.Addresses = append(c.Addresses,
 			datapath.Address{Link: "hd-" + o.ID, Prefix: host, Owner: owner},
 			datapath.Address{NS: ns, Link: "up0", Prefix: netip.MustParsePrefix(way.own), Owner: owner})
-		c.Routes = append(c.Routes, datapath.Route{NS: ns, Link: "up0", Prefix: dst, Via: host.Addr(), Metric: 1000, Owner: owner})
+		c.Neighbors = append(c.Neighbors,
+			datapath.Neighbor{Link: "hd-" + o.ID, IP: netip.MustParsePrefix(way.own).Addr(), MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 3}, Owner: owner},
+			datapath.Neighbor{NS: ns, Link: "up0", IP: host.Addr(), MAC: datapath.MAC{2, 0x64, 0xff, 0, 0, 4}, Owner: owner})
+		c.Routes = append(c.Routes,
+			datapath.Route{NS: ns, Link: "up0", Prefix: dst, Via: host.Addr(), Metric: 1000, Owner: owner},
+			datapath.Route{NS: ns, Link: datapath.Nowhere, Prefix: netip.MustParsePrefix(way.subnet), Metric: 1000, Owner: owner})
 		for _, e := range o.Endpoints {
 			if !e.VTEP.IsValid() {
 				c.Routes = append(c.Routes, datapath.Route{NS: e.where(), Link: "eth0", Prefix: dst, Via: netip.MustParseAddr(way.gateway), Metric: 1000, Owner: e.Owner()})

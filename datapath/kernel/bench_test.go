@@ -83,7 +83,7 @@ func BenchmarkNetwork(b *testing.B) {
 		all.Namespaces = append(all.Namespaces, c.Namespaces...)
 		all.Links = append(all.Links, c.Links...)
 		all.Addresses = append(all.Addresses, c.Addresses...)
-		all.Filter = c.Filter
+		all.Filters = c.Filters
 		start := time.Now()
 		must(b, n.loop.Wait(b.Context(), n.loop.Set(all)))
 		took = append(took, time.Since(start))

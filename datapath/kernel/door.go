@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,7 +8,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/datapath"
 )
@@ -134,11 +132,13 @@ func (k *Kernel) Obstacles(e datapath.Egress, ports ...datapath.Port) (out []str
 			if ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || strings.HasPrefix(ch.Table.Name, tableName) {
 				continue
 			}
-			lines, err := w.judge(ch, ports)
-			if err != nil {
-				return err
+			for _, judge := range []func(*nftables.Chain, []datapath.Port) ([]string, error){w.judge, w.droppers} {
+				lines, err := judge(ch, ports)
+				if err != nil {
+					return err
+				}
+				out = append(out, lines...)
 			}
-			out = append(out, lines...)
 		}
 		return nil
 	})
@@ -147,7 +147,7 @@ func (k *Kernel) Obstacles(e datapath.Egress, ports ...datapath.Port) (out []str
 }
 
 func chainName(ch *nftables.Chain) string {
-	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[ch.Table.Family]
+	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet", nftables.TableFamilyNetdev: "netdev"}[ch.Table.Family]
 	return family + " " + ch.Table.Name + " " + ch.Name
 }
 
@@ -160,8 +160,8 @@ type walls struct {
 
 // judge are the lines about a chain that stands in the way.
 func (w walls) judge(ch *nftables.Chain, ports []datapath.Port) (out []string, err error) {
-	forward := *ch.Hooknum == *nftables.ChainHookForward
-	if !forward && *ch.Hooknum != *nftables.ChainHookInput || forward && w.uplinks == "" {
+	forward, what := ch.Table.Family != nftables.TableFamilyNetdev && *ch.Hooknum == *nftables.ChainHookForward, way(ch)
+	if !forward && what == "" || forward && w.uplinks == "" {
 		return nil, nil
 	}
 	rules, err := w.c.GetRules(ch.Table, ch)
@@ -183,12 +183,15 @@ func (w walls) judge(ch *nftables.Chain, ports []datapath.Port) (out []string, e
 		return []string{fmt.Sprintf("the chain `%s` drops what workloads send out; type `%s`", chainName(ch), w.openForward(ch))}, nil
 	}
 	for _, p := range ports {
-		ok, err := w.letsThrough(ch, rules, func(r *nftables.Rule) bool { return w.acceptsPort(r, p) }, 3)
+		if otherFamily(ch, p) {
+			continue
+		}
+		ok, err := w.letsThrough(ch, rules, func(r *nftables.Rule) bool { return accepts(r) && w.concerns(r, p) != no }, 3)
 		if err != nil {
 			return nil, err
 		}
 		if !ok {
-			out = append(out, fmt.Sprintf("the chain `%s` drops what other nodes send to %d/%s; type `%s`", chainName(ch), p.Port, p.Proto, openInput(ch, p)))
+			out = append(out, fmt.Sprintf("the chain `%s` drops what %s %d/%s; type `%s`", chainName(ch), what, p.Port, p.Proto, openPort(ch, p)))
 		}
 	}
 	return out, nil
@@ -212,9 +215,9 @@ func (w walls) openForward(ch *nftables.Chain) string {
 	return fmt.Sprintf("nft insert rule %s iifname \"%s*\" accept && nft insert rule %s oifname \"%s*\" accept", chainName(ch), w.uplinks, chainName(ch), w.uplinks)
 }
 
-func openInput(ch *nftables.Chain, p datapath.Port) string {
+func openPort(ch *nftables.Chain, p datapath.Port) string {
 	if t := tool(ch); t != "" {
-		return fmt.Sprintf("%s -I INPUT -p %s --dport %d -j ACCEPT", t, p.Proto, p.Port)
+		return fmt.Sprintf("%s -I %s -p %s --dport %d -j ACCEPT", t, ch.Name, p.Proto, p.Port)
 	}
 	return fmt.Sprintf("nft insert rule %s %s dport %d accept", chainName(ch), p.Proto, p.Port)
 }
@@ -258,7 +261,12 @@ func refusesAll(r *nftables.Rule) bool {
 			return false
 		}
 	}
-	switch e := last(r).(type) {
+	return refuses(last(r))
+}
+
+// refuses says whether a verdict is to drop or reject.
+func refuses(e expr.Any) bool {
+	switch e := e.(type) {
 	case *expr.Verdict:
 		return e.Kind == expr.VerdictDrop
 	case *expr.Reject:
@@ -296,48 +304,22 @@ func (w walls) acceptsUplinks(r *nftables.Rule) bool {
 	return !asks
 }
 
-// acceptsPort says whether a rule accepts what is for a port, or whatever comes.
-func (w walls) acceptsPort(r *nftables.Rule, p datapath.Port) bool {
-	if !accepts(r) {
-		return false
-	}
-	port, asks := binary.BigEndian.AppendUint16(nil, p.Port), false
-	proto := map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP}[p.Proto]
-	for i, e := range r.Exprs {
-		switch e := e.(type) {
-		case *expr.Payload:
-			if e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2 && i+1 < len(r.Exprs) {
-				return w.matchesPort(r, r.Exprs[i+1], port)
-			}
-			asks = true
-		case *expr.Meta:
-			asks = asks || e.Key != expr.MetaKeyL4PROTO
-		case *expr.Cmp:
-			if len(e.Data) == 1 && e.Data[0] != proto && i > 0 {
-				if m, ok := r.Exprs[i-1].(*expr.Meta); ok && m.Key == expr.MetaKeyL4PROTO {
-					return false
-				}
-			}
-			asks = asks || len(e.Data) != 1 || e.Data[0] != proto
-		case *expr.Counter, *expr.Verdict:
-		default:
-			asks = true
-		}
-	}
-	return !asks
-}
-
 func (w walls) matchesPort(r *nftables.Rule, e expr.Any, port []byte) bool {
 	switch e := e.(type) {
 	case *expr.Cmp:
 		return e.Op == expr.CmpOpEq && string(e.Data) == string(port)
 	case *expr.Lookup:
-		set, err := w.c.GetSetByName(r.Table, e.SetName)
-		if err != nil {
-			return false
-		}
-		elements, err := w.c.GetSetElements(set)
-		return err == nil && slices.ContainsFunc(elements, func(s nftables.SetElement) bool { return string(s.Key) == string(port) })
+		return slices.ContainsFunc(w.elements(r, e), func(s nftables.SetElement) bool { return string(s.Key) == string(port) })
 	}
 	return false
+}
+
+// elements are those of a set that a rule looks into; none where it can't be read.
+func (w walls) elements(r *nftables.Rule, l *expr.Lookup) []nftables.SetElement {
+	set, err := w.c.GetSetByName(r.Table, l.SetName)
+	if err != nil {
+		return nil
+	}
+	out, _ := w.c.GetSetElements(set)
+	return out
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -23,12 +24,22 @@ import (
 //		chain postrouting { type nat hook postrouting priority srcnat
 //			ip saddr POOL4 oifname != "hd-*" masquerade
 //			ip6 saddr POOL6 oifname != "hd-*" masquerade
+//			ip saddr POOL4 oifname "hd-*" ct status dnat masquerade        a workload comes by a published port
+//			ip6 saddr POOL6 oifname "hd-*" ct status dnat masquerade
+//			ip saddr 127.0.0.0/8 oifname "hd-*" masquerade                  so does the host
+//			ip6 saddr ::1 oifname "hd-*" masquerade
 //		}
 //		chain forward { type filter hook forward priority -10
-//			iifname "hd-*" oifname "hd-*" drop                     networks do not meet here
-//			oifname "hd-*" ct state != established,related drop    nobody calls in
+//			iifname "hd-*" oifname "hd-*" ct status != dnat drop            networks do not meet here, but by published ports
+//			iifname "hd-*" oifname INSIDE drop                              nor where the host itself is in one
+//			oifname "hd-*" ct state != established,related ct status != dnat drop    nobody calls in otherwise
 //			iifname LINK oifname != "hd-*" ct state new ct status != dnat drop
 //			meta nfproto ipv6 iifname != "hd-*" oifname != "hd-*" ct state new ct status != dnat drop
+//		}
+//	}
+//	table inet heddle-localnet {
+//		chain prerouting { type filter hook prerouting priority raw
+//			ip daddr 127.0.0.0/8 iifname "hd-*" drop                        see localnet
 //		}
 //	}
 //
@@ -74,10 +85,11 @@ func withRA(links []hostLink, value string) (names []string) {
 func egressRules(e datapath.Egress, g guards) table {
 	in, out := expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME
 	drop, masquerade := verdict(expr.VerdictDrop), []expr.Any{&expr.Masq{}}
-	stranger := slices.Concat(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq), ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpEq))
+	published, stray := ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpNeq), ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpEq)
+	stranger := slices.Concat(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq), stray)
 	t := table{
 		name: egressTable,
-		text: fmt.Sprintf("egress %s %s %s guards %s %v %s%s", e.Uplinks, e.Pool4, e.Pool6, strings.Join(g.links, ","), g.all6, raMark, strings.Join(g.ra, ",")),
+		text: fmt.Sprintf("egress %s/%s %s %s 2 guards %s %v %s%s", e.Uplinks, e.Inside, e.Pool4, e.Pool6, strings.Join(g.links, ","), g.all6, raMark, strings.Join(g.ra, ",")),
 		chains: []chain{
 			{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource},
 			{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: forwardPriority},
@@ -85,11 +97,18 @@ func egressRules(e datapath.Egress, g guards) table {
 	}
 	nat, forward := &t.chains[0].rules, &t.chains[1].rules
 	for _, pool := range []netip.Prefix{e.Pool4, e.Pool6} {
-		*nat = append(*nat, slices.Concat(from(pool), linkBegins(out, e.Uplinks, expr.CmpOpNeq), masquerade))
+		*nat = append(*nat, slices.Concat(from(pool), linkBegins(out, e.Uplinks, expr.CmpOpNeq), masquerade),
+			slices.Concat(from(pool), linkIs(out, e.Uplinks), published, masquerade))
+	}
+	for _, own := range loopbacks {
+		*nat = append(*nat, slices.Concat(from(own), linkIs(out, e.Uplinks), masquerade))
 	}
 	*forward = append(*forward,
-		slices.Concat(linkIs(in, e.Uplinks), linkIs(out, e.Uplinks), drop),
-		slices.Concat(linkIs(out, e.Uplinks), ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), drop))
+		slices.Concat(linkIs(in, e.Uplinks), linkIs(out, e.Uplinks), stray, drop),
+		slices.Concat(linkIs(out, e.Uplinks), ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), stray, drop))
+	for _, name := range strings.FieldsFunc(e.Inside, func(r rune) bool { return r == ',' }) {
+		*forward = append(*forward, slices.Concat(linkIs(in, e.Uplinks), linkIs(out, whole(name)), drop))
+	}
 	for _, name := range g.links {
 		*forward = append(*forward, slices.Concat(proto(unix.NFPROTO_IPV4), linkIs(in, whole(name)), linkBegins(out, e.Uplinks, expr.CmpOpNeq), stranger, drop))
 	}
@@ -97,6 +116,14 @@ func egressRules(e datapath.Egress, g guards) table {
 		*forward = append(*forward, slices.Concat(proto(unix.NFPROTO_IPV6), linkBegins(in, e.Uplinks, expr.CmpOpNeq), linkBegins(out, e.Uplinks, expr.CmpOpNeq), stranger, drop))
 	}
 	return t
+}
+
+// localnetRules are a table of their own, which comes before what it guards against.
+func localnetRules(e datapath.Egress) table {
+	return table{name: tableName + "-localnet", text: "localnet " + e.Uplinks, chains: []chain{{
+		name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityRaw,
+		rules: [][]expr.Any{slices.Concat(within(loopbacks[0], 16), linkIs(expr.MetaKeyIIFNAME, e.Uplinks), verdict(expr.VerdictDrop))},
+	}}}
 }
 
 func verdict(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
@@ -115,9 +142,17 @@ func whole(name string) string { return name + strings.Repeat("\x00", unix.IFNAM
 
 // from matches a source address.
 func from(p netip.Prefix) []expr.Any {
-	family, offset := byte(unix.NFPROTO_IPV4), uint32(12)
 	if p.Addr().Is6() {
-		family, offset = unix.NFPROTO_IPV6, 8
+		return within(p, 8)
+	}
+	return within(p, 12)
+}
+
+// within matches the address at an offset into a packet's header.
+func within(p netip.Prefix, offset uint32) []expr.Any {
+	family := byte(unix.NFPROTO_IPV4)
+	if p.Addr().Is6() {
+		family = unix.NFPROTO_IPV6
 	}
 	size := uint32(p.Addr().BitLen() / 8)
 	mask := make([]byte, size)
@@ -137,15 +172,6 @@ func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)},
 	}
-}
-
-// hideRules are the table of an overlay's namespace: what leaves by its uplink has the
-// uplink's address, so that the host never sees the overlay's.
-func hideRules(uplink string) table {
-	return table{name: "heddle", text: "uplink " + uplink, chains: []chain{{
-		name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource,
-		rules: [][]expr.Any{append(linkIs(expr.MetaKeyOIFNAME, whole(uplink)), &expr.Masq{})},
-	}}}
 }
 
 // egressPlan is what egress asks of the host as it is now.
@@ -191,7 +217,9 @@ func (k *Kernel) planEgress(c *nftables.Conn, e datapath.Egress) (p egressPlan, 
 				continue
 			}
 			switch written := want(sysctl{filepath.Join("net/ipv4/conf", l.name, "forwarding"), "1"}); {
-			case l.uplink || all4:
+			case l.uplink:
+				want(localnet(l.name))
+			case all4:
 			case written || slices.Contains(had.links, l.name):
 				g.links = append(g.links, l.name)
 			}
@@ -230,11 +258,12 @@ func standingGuards(c *nftables.Conn) (g guards, err error) {
 	if err != nil || len(comments) == 0 {
 		return g, err
 	}
-	words := strings.Fields(comments[0]) // heddle egress UPLINKS POOL4 POOL6 guards [LINKS] ALL6 [ra:[LINKS]] I.J
-	if len(words) < 8 || words[5] != "guards" {
+	words := strings.Fields(comments[0]) // heddle egress UPLINKS/INSIDE POOL4 POOL6 [VERSION] guards [LINKS] ALL6 [ra:[LINKS]] I.J
+	at := slices.Index(words, "guards")
+	if at < 5 || len(words) < at+3 {
 		return g, nil
 	}
-	words = words[6 : len(words)-1]
+	words = words[at+1 : len(words)-1]
 	if ra, is := strings.CutPrefix(words[len(words)-1], raMark); is { // not of the first builds
 		g.ra, words = strings.Split(ra, ","), words[:len(words)-1]
 	}
@@ -247,6 +276,16 @@ func standingGuards(c *nftables.Conn) (g guards, err error) {
 
 const raMark = "ra:" // no link's name has a colon
 
+// loopbacks are the addresses by which the host's programs talk to each other.
+var loopbacks = [2]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+
+// localnet lets answers in to programs of the host that went to a published port of 127.0.0.1. What
+// others send to such an address by an uplink is dropped: by the rules above, and by the overlay's
+// namespace, which has no such setting.
+func localnet(link string) sysctl {
+	return sysctl{filepath.Join("net/ipv4/conf", link, "route_localnet"), "1"}
+}
+
 var anyPool4, anyPool6 = netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
 
 // hostLink is a link of the host.
@@ -255,7 +294,7 @@ type hostLink struct {
 	uplink, has4, has6 bool // has: a global address
 }
 
-// hostLinks are the host's links but for its loopback.
+// hostLinks are the host's links but for its loopback, and the ones by which it is a workload itself.
 func (k *Kernel) hostLinks(uplinks string) (out []hostLink, err error) {
 	h, err := k.hostHandle()
 	if err != nil {
@@ -276,8 +315,9 @@ func (k *Kernel) hostLinks(uplinks string) (out []hostLink, err error) {
 		has[int32(u32(b[4:]))] = f
 	})
 	for _, l := range links {
-		if f := has[l.index]; l.name != "lo" {
-			out = append(out, hostLink{l.name, strings.HasPrefix(l.name, uplinks), f.v4, f.v6})
+		f, uplink := has[l.index], strings.HasPrefix(l.name, uplinks)
+		if l.name != "lo" && (uplink || !l.ours()) {
+			out = append(out, hostLink{l.name, uplink, f.v4, f.v6})
 		}
 	}
 	return out, err
@@ -289,8 +329,10 @@ func (k *Kernel) setEgress(e datapath.Egress) error {
 		if err != nil {
 			return err
 		}
-		if err := p.rules.write(c); err != nil { // before anything is forwarded
-			return err
+		for _, t := range []table{localnetRules(e), p.rules} { // before anything is forwarded
+			if err := t.write(c); err != nil {
+				return err
+			}
 		}
 		if err := k.inHost(func() error { return writeSysctls(p.sysctls) }); err != nil {
 			return err
@@ -313,7 +355,11 @@ func (k *Kernel) readEgress(want datapath.Egress) (e datapath.Egress, err error)
 			return err
 		}
 		stands, err := p.rules.stands(c)
-		if p.done(stands) {
+		if err != nil {
+			return err
+		}
+		guarded, err := localnetRules(want).stands(c)
+		if p.done(stands && guarded) {
 			e = want
 		}
 		return err
@@ -356,7 +402,7 @@ func (k *Kernel) delEgress() error {
 		if err := shutDoors(c); err != nil {
 			return err
 		}
-		return table{name: egressTable}.remove(c)
+		return errors.Join(table{name: egressTable}.remove(c), localnetRules(datapath.Egress{}).remove(c))
 	})
 }
 

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"bytes"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -74,4 +76,39 @@ func TestRouterAdvertisements(t *testing.T) {
 	want("where others forward", map[string]string{"global": "1", "bare": "1", "default": "1"})
 	must(t, h.delEgress())
 	forwards("1")
+}
+
+// What a workload sends to its own network by way of the gateway never takes the uplink, also while
+// the bridge is without its addresses.
+func TestNothingForTheNetworkLeavesIt(t *testing.T) {
+	n := newNode(t)
+	e := datapathtest.Endpoint{N: 1, NS: n.Workload(t, "w")}
+	n.o.Endpoints = []datapathtest.Endpoint{e}
+	must(t, n.loop.Wait(t.Context(), n.loop.Set(n.o.Open()), "n1", e.Owner()))
+	n.stop() // nobody repairs
+	ns, uplink := n.dir.Path("heddle-n1"), capture(t, hostPath(n.host), "hd-n1")
+	for _, way := range []struct{ from, to, subnet, gateway string }{
+		{e.IPv4().String(), "10.64.0.77", "10.64.0.0/16", "10.64.255.254"}, {e.IPv6().String(), "fd00:64::77", "fd00:64::/64", "fd00:64::ffff"},
+	} {
+		ip(t, e.NS.Path, "neigh", "replace", way.gateway, "lladdr", n.o.Config().Links[0].MAC.String(), "dev", "eth0", "nud", "permanent")
+		ip(t, e.NS.Path, "route", "add", way.to, "via", way.gateway)
+		ip(t, ns, "addr", "flush", "dev", "br0", "to", way.subnet)
+		c := udp(t, e.NS.Path, netip.AddrPortFrom(netip.MustParseAddr(way.from), 0))
+		seen := func() (leaked int) {
+			_, _ = c.WriteToUDPAddrPort([]byte(canary), netip.AddrPortFrom(netip.MustParseAddr(way.to), testPort)) // may be told that there is no way
+			for _, f := range uplink() {
+				if bytes.Contains(f, []byte(canary)) {
+					leaked++
+				}
+			}
+			return leaked
+		}
+		if leaked := seen(); leaked != 0 {
+			t.Errorf("%d packets to %s have left the network", leaked, way.to)
+		}
+		ip(t, ns, "route", "del", "unreachable", way.subnet)
+		if seen() == 0 {
+			t.Errorf("nothing to %s is seen to leave without the guard: the test is blind", way.to)
+		}
+	}
 }

@@ -114,39 +114,36 @@ func (k *Kernel) linkIn(ns datapath.NS, name string) (*handle, int32, error) {
 	return h, i, err
 }
 
-// neighbor adds or replaces, or deletes, a permanent entry.
-func (k *Kernel) neighbor(typ uint16, n datapath.Neighbor) error {
-	h, i, err := k.linkIn(n.NS, n.Link)
-	if err != nil {
-		return err
+// neighbor is the request that adds or replaces, or deletes, a permanent entry.
+func neighbor(typ uint16, link int32, n datapath.Neighbor) *message {
+	if typ == unix.RTM_DELNEIGH {
+		return request(typ, 0, ndmsg(family(n.IP), link, unix.NUD_PERMANENT, 0)).bytes(unix.NDA_DST, n.IP.AsSlice())
 	}
-	var flags uint16
-	if typ == unix.RTM_NEWNEIGH {
-		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
-	}
-	m := request(typ, flags, ndmsg(family(n.IP), i, unix.NUD_PERMANENT, 0)).bytes(unix.NDA_DST, n.IP.AsSlice())
-	if typ == unix.RTM_NEWNEIGH {
-		m.bytes(unix.NDA_LLADDR, n.MAC[:])
-	}
-	return h.do(m)
+	return request(typ, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, ndmsg(family(n.IP), link, unix.NUD_PERMANENT, 0)).
+		bytes(unix.NDA_DST, n.IP.AsSlice()).bytes(unix.NDA_LLADDR, n.MAC[:])
 }
 
-// setFDB writes an entry: a remote one into the bridge and the VXLAN device at once.
-func (k *Kernel) setFDB(f datapath.FDBEntry) error {
-	h, i, err := k.linkIn(f.NS, f.Link)
-	if err != nil {
-		return err
-	}
-	flags := uint8(unix.NTF_MASTER)
-	if f.VTEP.IsValid() {
-		flags |= unix.NTF_SELF
-	}
-	m := request(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, ndmsg(unix.AF_BRIDGE, i, nudStatic, flags)).
+// newFDB is the request that writes an entry: a remote one into the bridge and the VXLAN device
+// at once.
+func newFDB(link int32, f datapath.FDBEntry) *message {
+	m := request(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, ndmsg(unix.AF_BRIDGE, link, nudStatic, places(f))).
 		bytes(unix.NDA_LLADDR, f.MAC[:])
 	if f.VTEP.IsValid() {
 		m.bytes(unix.NDA_DST, f.VTEP.AsSlice())
 	}
-	return h.do(m)
+	return m
+}
+
+func delFDB(link int32, f datapath.FDBEntry, places uint8) *message {
+	return request(unix.RTM_DELNEIGH, 0, ndmsg(unix.AF_BRIDGE, link, nudStatic, places)).bytes(unix.NDA_LLADDR, f.MAC[:])
+}
+
+// places are where an entry stands.
+func places(f datapath.FDBEntry) uint8 {
+	if f.VTEP.IsValid() {
+		return unix.NTF_MASTER | unix.NTF_SELF
+	}
+	return unix.NTF_MASTER
 }
 
 func (k *Kernel) delFDB(f datapath.FDBEntry) error {
@@ -154,15 +151,38 @@ func (k *Kernel) delFDB(f datapath.FDBEntry) error {
 	if err != nil {
 		return gone(err)
 	}
-	del := func(flags uint8) error {
-		return h.do(request(unix.RTM_DELNEIGH, 0, ndmsg(unix.AF_BRIDGE, i, nudStatic, flags)).bytes(unix.NDA_LLADDR, f.MAC[:]))
-	}
-	if !f.VTEP.IsValid() {
-		return gone(del(unix.NTF_MASTER))
-	}
-	err = del(unix.NTF_MASTER | unix.NTF_SELF)
-	if errors.Is(err, unix.ENOENT) { // one half is missing: the kernel stops at the first
-		return errors.Join(gone(del(unix.NTF_MASTER)), gone(del(unix.NTF_SELF)))
+	err = h.do(delFDB(i, f, places(f)))
+	if f.VTEP.IsValid() && errors.Is(err, unix.ENOENT) { // one half is missing: the kernel stops at the first
+		return errors.Join(gone(h.do(delFDB(i, f, unix.NTF_MASTER))), gone(h.do(delFDB(i, f, unix.NTF_SELF))))
 	}
 	return gone(err)
+}
+
+// entry is the request of an operation on a neighbour or forwarding entry, and where it goes.
+func (k *Kernel) entry(op datapath.Op) (h *handle, m *message, err error) {
+	at := op.At()
+	h, i, err := k.linkIn(at.NS, at.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch op := op.(type) {
+	case datapath.SetNeighbor:
+		m = neighbor(unix.RTM_NEWNEIGH, i, op.Neighbor)
+	case datapath.DelNeighbor:
+		m = neighbor(unix.RTM_DELNEIGH, i, op.Neighbor)
+	case datapath.SetFDB:
+		m = newFDB(i, op.FDBEntry)
+	case datapath.DelFDB:
+		m = delFDB(i, op.FDBEntry, places(op.FDBEntry))
+	}
+	return h, m, nil
+}
+
+// setEntry does one operation on an entry.
+func (k *Kernel) setEntry(op datapath.Op) error {
+	h, m, err := k.entry(op)
+	if err != nil {
+		return err
+	}
+	return h.do(m)
 }

@@ -16,37 +16,50 @@ import (
 	"github.com/heddle-net/heddle/datapath/netns"
 )
 
-// The host's table, as nft would print it:
+// The table of an underlay, the host's or an inner one, as nft would print it:
 //
 //	table inet heddle {
 //		counter denied { }
-//		set members4 { typeof ip saddr . @th,96,32 }
-//		set members6 { typeof ip6 saddr . @th,96,32 }
+//		counter forged { }
+//		set members4 { type ipv4_addr . ipv4_addr }
+//		set members6 { type ipv6_addr . ipv4_addr }
 //		chain judge {
 //			meta nfproto ipv4 ip saddr . @th,96,32 @members4 accept
 //			meta nfproto ipv6 ip6 saddr . @th,96,32 @members6 accept
 //			counter name "denied" drop
 //		}
+//		chain leave {
+//			meta skuid >= 0 meta priority != 8 counter name "forged" drop
+//			notrack
+//		}
 //		chain prerouting { type filter hook prerouting priority raw;  OURS notrack }
 //		chain input      { type filter hook input priority raw;       OURS goto judge }
-//		chain output     { type filter hook output priority raw;      OURS notrack }
+//		chain output     { type filter hook output priority raw;      OURS goto leave }
 //	}
 //
 // where OURS is: meta l4proto udp, th dport PORT, @th,96,32 & -(MINVNI << 8) != 0. Frames are
 // judged in input, after fragments were put together (a first fragment too short to hold the
 // VNI would pass by), and so that frames which this host forwards to others are not judged.
 //
+// What a socket of this host sends has that socket's user: the kernel's own VXLAN frames carry at
+// most a workload's socket, which is of another namespace and has none here; or one of the host's,
+// where the host is a workload itself (hostPriority).
+//
 // The VNI is read with the reserved byte behind it, in which Linux sends 0 and takes nothing
 // else, and compared by its bits: four aligned bytes and a mask take nf_tables' fast paths;
-// three bytes, or an order, would cost 2.5 % of all packets/s.
+// three bytes, or an order, would cost 2.5 % of all packets/s. In the sets' types it goes for an
+// IPv4 address, the only type of four bytes in the network's order: on one without a length, such
+// as integer, nft aborts when it lists the host's rules.
 const (
 	tableName   = "heddle"
 	deniedName  = "denied"
+	forgedName  = "forged"
 	setMark     = "heddle"
 	vniOffset   = 12 // bytes into UDP: its header, then flags and a reserved field
 	vniBytes    = 4  // with the reserved byte behind it
 	maxComment  = 128
 	judgeChain  = "judge"
+	leaveChain  = "leave"
 	registerKey = 1
 )
 
@@ -63,15 +76,15 @@ func newRuleset(port uint16, minVNI uint32) ruleset {
 	for i, ip := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
 		r.sets[i] = &nftables.Set{
 			Table: r.table, Name: []string{"members4", "members6"}[i], Concatenation: true, Comment: setMark,
-			KeyType: nftables.MustConcatSetType(ip, nftables.TypeInteger), KeyByteOrder: binaryutil.BigEndian,
+			KeyType: nftables.MustConcatSetType(ip, nftables.TypeIPAddr), KeyByteOrder: binaryutil.BigEndian,
 		}
 	}
 	base := func(name string, hook *nftables.ChainHook) *nftables.Chain {
 		return &nftables.Chain{Name: name, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityRaw}
 	}
-	judge := &nftables.Chain{Name: judgeChain, Table: r.table}
+	judge, leave := &nftables.Chain{Name: judgeChain, Table: r.table}, &nftables.Chain{Name: leaveChain, Table: r.table}
 	pre, in, out := base("prerouting", nftables.ChainHookPrerouting), base("input", nftables.ChainHookInput), base("output", nftables.ChainHookOutput)
-	r.chains = []*nftables.Chain{judge, pre, in, out}
+	r.chains = []*nftables.Chain{judge, leave, pre, in, out}
 	ours := func() []expr.Any { return matchOurs(port, minVNI) }
 	for i, rule := range []struct {
 		chain *nftables.Chain
@@ -79,18 +92,30 @@ func newRuleset(port uint16, minVNI uint32) ruleset {
 	}{
 		{judge, accept(unix.NFPROTO_IPV4, 12, 4, registerKey+8, r.sets[0])},
 		{judge, accept(unix.NFPROTO_IPV6, 8, 16, registerKey+1, r.sets[1])},
-		{judge, []expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: deniedName}, &expr.Verdict{Kind: expr.VerdictDrop}}},
+		{judge, dropAs(deniedName)},
+		{leave, append([]expr.Any{
+			&expr.Meta{Key: expr.MetaKeySKUID, Register: registerKey},
+			&expr.Cmp{Op: expr.CmpOpGte, Register: registerKey, Data: make([]byte, 4)},
+			&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: registerKey},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: registerKey, Data: binary.NativeEndian.AppendUint32(nil, hostPriority)},
+		}, dropAs(forgedName)...)},
+		{leave, []expr.Any{&expr.Notrack{}}},
 		{pre, append(ours(), &expr.Notrack{})},
 		{in, append(ours(), &expr.Verdict{Kind: expr.VerdictGoto, Chain: judgeChain})},
-		{out, append(ours(), &expr.Notrack{})},
+		{out, append(ours(), &expr.Verdict{Kind: expr.VerdictGoto, Chain: leaveChain})},
 	} {
-		comment := fmt.Sprintf("heddle port %d vni %d- rule %d", port, minVNI, i)
+		// 2 tells from the tables of builds whose sets nft can't list, so that those are written anew.
+		comment := fmt.Sprintf("heddle port %d vni %d- 2 rule %d", port, minVNI, i)
 		r.rules = append(r.rules, &nftables.Rule{
 			Table: r.table, Chain: rule.chain, Exprs: rule.exprs,
 			UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
 		})
 	}
 	return r
+}
+
+func dropAs(counter string) []expr.Any {
+	return []expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counter}, &expr.Verdict{Kind: expr.VerdictDrop}}
 }
 
 // matchOurs matches the port's frames from a VNI on, which is a power of two.
@@ -167,6 +192,18 @@ func (k *Kernel) withNFT(fn func(c *nftables.Conn) error) error {
 	return err
 }
 
+// withNFTOf is withNFT for the host's namespace or one that heddle made.
+func (k *Kernel) withNFTOf(ns datapath.NS, fn func(c *nftables.Conn) error) error {
+	if ns == (datapath.NS{}) {
+		return k.withNFT(fn)
+	}
+	h, err := k.in(ns)
+	if err != nil {
+		return err
+	}
+	return k.nftIn(h.file, fn)
+}
+
 func (k *Kernel) closeNFT() {
 	k.nftMu.Lock()
 	defer k.nftMu.Unlock()
@@ -178,7 +215,7 @@ func (k *Kernel) closeNFT() {
 
 // setFilter replaces the table in one transaction: at no time is there half of it.
 func (k *Kernel) setFilter(f datapath.Filter) error {
-	return k.withNFT(func(c *nftables.Conn) error {
+	return k.withNFTOf(f.NS, func(c *nftables.Conn) error {
 		r := newRuleset(f.Port, f.MinVNI)
 		if _, err := findTable(c, r); err != nil {
 			return err
@@ -186,7 +223,9 @@ func (k *Kernel) setFilter(f datapath.Filter) error {
 		c.AddTable(r.table)
 		c.DelTable(r.table)
 		c.AddTable(r.table)
-		c.AddObj(&nftables.CounterObj{Table: r.table, Name: deniedName})
+		for _, name := range []string{deniedName, forgedName} {
+			c.AddObj(&nftables.CounterObj{Table: r.table, Name: name})
+		}
 		for i, set := range r.sets {
 			if err := c.AddSet(set, nil); err != nil {
 				return fmt.Errorf("add set %s: %w", set.Name, err)
@@ -239,8 +278,8 @@ func findTable(c *nftables.Conn, r ruleset) (bool, error) {
 	return false, nil
 }
 
-func (k *Kernel) delFilter() error {
-	return k.withNFT(func(c *nftables.Conn) error {
+func (k *Kernel) delFilter(ns datapath.NS) error {
+	return k.withNFTOf(ns, func(c *nftables.Conn) error {
 		r := newRuleset(0, 0)
 		if there, err := findTable(c, r); err != nil || !there {
 			return err
@@ -251,14 +290,14 @@ func (k *Kernel) delFilter() error {
 }
 
 // allow adds elements to the allow-set, or takes them out, in one transaction.
-func (k *Kernel) allow(allowed []datapath.Allow, add bool) error {
-	return k.withNFT(func(c *nftables.Conn) error {
+func (k *Kernel) allow(f datapath.Filter, add bool) error {
+	return k.withNFTOf(f.NS, func(c *nftables.Conn) error {
 		change := c.SetDeleteElements
 		if add {
 			change = c.SetAddElements
 		}
 		for i, set := range newRuleset(0, 0).sets {
-			if e := elements(allowed, i == 0); len(e) > 0 {
+			if e := elements(f.Allowed, i == 0); len(e) > 0 {
 				if err := change(set, e); err != nil {
 					return err
 				}
@@ -268,12 +307,12 @@ func (k *Kernel) allow(allowed []datapath.Allow, add bool) error {
 	})
 }
 
-// readFilter reads the table. One whose chains or rules are not as heddle writes them has
-// port 0, so that it is made again.
-func (k *Kernel) readFilter() (datapath.FilterState, error) {
-	f := datapath.FilterState{Allowed: map[datapath.Allow]bool{}}
-	err := k.withNFT(func(c *nftables.Conn) error {
-		there, err := findTable(c, newRuleset(0, 0))
+// readFilter reads the table of a namespace, if there is one. One whose chains or rules are not
+// as heddle writes them has port 0, so that it is made again.
+func (k *Kernel) readFilter(ns datapath.NS) (f datapath.FilterState, there bool, err error) {
+	f.Allowed = map[datapath.Allow]bool{}
+	err = k.withNFTOf(ns, func(c *nftables.Conn) (err error) {
+		there, err = findTable(c, newRuleset(0, 0))
 		if !there || err != nil {
 			if fault := datapath.FaultOf(err); fault == datapath.Foreign || fault == datapath.Unsupported {
 				err = nil // whoever wants to make the table learns it
@@ -312,7 +351,7 @@ func (k *Kernel) readFilter() (datapath.FilterState, error) {
 		}
 		return nil
 	})
-	return f, err
+	return f, there, err
 }
 
 // readComments are the comments of all rules in the order in which heddle writes them.
@@ -351,23 +390,28 @@ func readComments(c *nftables.Conn) ([]string, error) {
 	return out, nil
 }
 
-// Denied is how many VXLAN frames the allow-set has dropped since the table was made; 0
-// without a table.
-func (k *Kernel) Denied() (uint64, error) {
-	var n uint64
-	err := k.withNFT(func(c *nftables.Conn) error {
+// Denied is how many VXLAN frames the allow-sets of all underlays have dropped since their tables
+// were made, and how many that programs of this host wanted to send. Any goroutine may ask.
+func (k *Kernel) Denied() (received, sent uint64, err error) {
+	add := func(c *nftables.Conn) error {
 		r := newRuleset(0, 0)
 		if there, err := findTable(c, r); err != nil || !there {
 			return err
 		}
-		o, err := c.GetObject(&nftables.CounterObj{Table: r.table, Name: deniedName})
-		if err != nil {
-			return fmt.Errorf("read counter %s: %w", deniedName, err)
-		}
-		if counter, ok := o.(*nftables.CounterObj); ok {
-			n = counter.Packets
+		for name, n := range map[string]*uint64{deniedName: &received, forgedName: &sent} {
+			o, err := c.GetObject(&nftables.CounterObj{Table: r.table, Name: name})
+			if err != nil {
+				return fmt.Errorf("read counter %s: %w", name, err)
+			}
+			if counter, ok := o.(*nftables.CounterObj); ok {
+				*n += counter.Packets
+			}
 		}
 		return nil
-	})
-	return n, err
+	}
+	if err := k.withNFT(add); err != nil {
+		return 0, 0, err
+	}
+	err = k.underlays.each(k, func(h *handle) error { return k.nftIn(h.file, add) })
+	return received, sent, err
 }

@@ -3,7 +3,10 @@ package kernel
 import (
 	"bufio"
 	"cmp"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,27 +38,76 @@ func (k *Kernel) holder(port uint16) string {
 }
 
 // socketsAt are the inodes of the sockets in the calling thread's namespace that are bound to a
-// port (proc_net_tcp in the kernel's documentation).
+// port.
 func socketsAt(p datapath.Port) (inodes []string) {
-	const listening, local, state, inode = "0A", 1, 3, 9 // fields of a line
+	eachSocket(p.Proto, func(s socket) {
+		if s.at.Port == p.Port && (p.Proto == "udp" || s.state == listening) {
+			inodes = append(inodes, "socket:["+s.inode+"]")
+		}
+	})
+	return inodes
+}
+
+// Bound are the ports of the host at which programs wait for whoever comes. Any goroutine may call it.
+func (k *Kernel) Bound() (out []datapath.Port, err error) {
+	err = k.visit(datapath.NS{}, func() error {
+		for _, proto := range []string{"tcp", "udp"} {
+			eachSocket(proto, func(s socket) {
+				if s.at.Port != 0 && s.state == map[string]string{"tcp": listening, "udp": unconnected}[proto] {
+					out = append(out, s.at)
+				}
+			})
+		}
+		return nil
+	})
+	return out, err
+}
+
+// socket is a line about one (proc_net_tcp in the kernel's documentation). Its address is zero where it
+// is bound to all.
+type socket struct {
+	at           datapath.Port
+	state, inode string
+}
+
+const listening, unconnected = "0A", "07"
+
+// eachSocket reads the calling thread's namespace.
+func eachSocket(proto string, fn func(socket)) {
+	const local, state, inode = 1, 3, 9 // fields of a line
 	for _, family := range []string{"", "6"} {
-		file, err := os.Open("/proc/thread-self/net/" + p.Proto + family)
+		file, err := os.Open("/proc/thread-self/net/" + proto + family)
 		if err != nil {
 			continue
 		}
 		for s := bufio.NewScanner(file); s.Scan(); {
 			fields := strings.Fields(s.Text())
-			if len(fields) <= inode || p.Proto == "tcp" && fields[state] != listening {
+			if len(fields) <= inode {
 				continue
 			}
-			_, hex, _ := strings.Cut(fields[local], ":")
-			if port, err := strconv.ParseUint(hex, 16, 16); err == nil && uint16(port) == p.Port {
-				inodes = append(inodes, "socket:["+fields[inode]+"]")
+			addr, number, _ := strings.Cut(fields[local], ":")
+			if port, err := strconv.ParseUint(number, 16, 16); err == nil {
+				fn(socket{datapath.Port{Proto: proto, Port: uint16(port), At: boundTo(addr)}, fields[state], fields[inode]})
 			}
 		}
 		file.Close()
 	}
-	return inodes
+}
+
+// boundTo reads an address: words of four bytes, each as the number that the host sees in them.
+func boundTo(s string) netip.Addr {
+	words, err := hex.DecodeString(s)
+	if err != nil || len(words)%4 != 0 {
+		return netip.Addr{}
+	}
+	for i := 0; i < len(words); i += 4 {
+		binary.NativeEndian.PutUint32(words[i:], binary.BigEndian.Uint32(words[i:]))
+	}
+	a, _ := netip.AddrFromSlice(words)
+	if a = a.Unmap(); a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // processWith names the first process that has one of the sockets open.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,8 +128,8 @@ func exchange(t *testing.T, from, to *net.UDPConn, dst netip.AddrPort) (ok bool)
 
 const testPort = 7000
 
-// sniff collects the inner frames of the VXLAN packets that pass a link of the underlay.
-func sniff(t testing.TB, path, name string) (frames func() [][]byte) {
+// capture collects the frames that pass a link, both ways.
+func capture(t testing.TB, path, name string) (frames func() [][]byte) {
 	t.Helper()
 	f, err := netns.Open(path, 0)
 	must(t, err)
@@ -143,21 +144,35 @@ func sniff(t testing.TB, path, name string) (frames func() [][]byte) {
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(all)); err != nil {
 			return err
 		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
+			return err
+		}
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index})
 	}))
 	t.Cleanup(func() { unix.Close(fd) })
 	return func() (out [][]byte) {
-		b := make([]byte, 2000)
+		b := make([]byte, 1<<16)
 		for {
 			n, _, err := unix.Recvfrom(fd, b, 0)
 			if err != nil {
 				return out
 			}
+			out = append(out, slices.Clone(b[:n]))
+		}
+	}
+}
+
+// sniff collects the inner frames of the VXLAN packets that pass a link of the underlay.
+func sniff(t testing.TB, path, name string) (frames func() [][]byte) {
+	all := capture(t, path, name)
+	return func() (out [][]byte) {
+		for _, b := range all() {
 			const inner = 14 + 20 + 8 + 8
-			if n > inner && b[12] == 8 && b[13] == 0 && b[23] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[36:]) == datapathtest.Port {
-				out = append(out, slices.Clone(b[inner:n]))
+			if len(b) > inner && b[12] == 8 && b[13] == 0 && b[23] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[36:]) == datapathtest.Port {
+				out = append(out, b[inner:])
 			}
 		}
+		return out
 	}
 }
 
@@ -243,7 +258,7 @@ func TestForgedFrames(t *testing.T) {
 	stranger := udp(t, hosts[2].lab.Path("host"), netip.AddrPortFrom(vtep(2), 0))
 	expectDenied := func(want uint64) {
 		t.Helper()
-		if n, err := a.Denied(); err != nil || n != want {
+		if n, _, err := a.Denied(); err != nil || n != want {
 			t.Errorf("%d denied, %v; want %d", n, err, want)
 		}
 	}
@@ -252,6 +267,13 @@ func TestForgedFrames(t *testing.T) {
 		must(t, err)
 	}
 	vni := a.o.VNI
+	b.apply(t)
+	b.stop()
+	_, err := member.WriteToUDPAddrPort(vxlanPacket(vni, innerFrame(e, "of a member's program")), to)
+	if _, sent, derr := b.Denied(); !errors.Is(err, unix.EPERM) || sent != 1 || derr != nil {
+		t.Errorf("a member's program sends VXLAN: %v; %d counted, %v", err, sent, derr)
+	}
+	must(t, b.delFilter(datapath.NS{})) // what follows comes from members that have been taken over
 	send(stranger, vni, "forged")
 	expectDenied(1)
 	send(stranger, datapathtest.MinVNI-1, "other people's VNI")
@@ -271,6 +293,33 @@ func TestForgedFrames(t *testing.T) {
 	a.apply(t)
 	send(member, vni, "no longer a member")
 	expectDenied(4)
+}
+
+// A workload that is the host itself sends from sockets of the host, which its frames keep.
+func TestHostAsWorkload(t *testing.T) {
+	a, b := twoNodes(t, underlay(t, 2))
+	here, there := datapathtest.Endpoint{N: 1}, datapathtest.Endpoint{N: 2, NS: b.Workload(t, "w1")}
+	a.o.Endpoints = []datapathtest.Endpoint{here, {N: 2, VTEP: vtep(1)}}
+	b.o.Endpoints = []datapathtest.Endpoint{{N: 1, VTEP: vtep(0)}, there}
+	b.apply(t, there.Owner())
+	c := a.o.Config()
+	for i := range c.Links {
+		if c.Links[i].Peer.Name == "eth0" {
+			c.Links[i].Peer.Name = "net0"
+		}
+	}
+	for i := range c.Addresses {
+		if c.Addresses[i].Link == "eth0" {
+			c.Addresses[i].Link = "net0"
+		}
+	}
+	c.Locks[0].Host = true
+	must(t, a.loop.Wait(t.Context(), a.loop.Set(c), here.Owner(), "n1"))
+	for _, at := range [][2]netip.Addr{{here.IPv4(), there.IPv4()}, {here.IPv6(), there.IPv6()}} {
+		from := udp(t, a.lab.Path("host"), netip.AddrPortFrom(at[0], testPort))
+		to := udp(t, there.NS.Path, netip.AddrPortFrom(at[1], testPort))
+		exchange(t, from, to, netip.AddrPortFrom(at[1], testPort))
+	}
 }
 
 // sendFragmented sends UDP to the VXLAN port so that the first fragment ends before the VNI.
@@ -317,16 +366,24 @@ func watch(t *testing.T, path string) (events func() int) {
 	}))
 	t.Cleanup(c.close)
 	fd := c.sockets[unix.NETLINK_ROUTE].Socket.GetFd()
-	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NSID} {
 		must(t, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
 	}
 	return func() (n int) {
 		b := make([]byte, 1<<16)
 		for {
-			if _, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT); err != nil {
+			size, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+			if err != nil {
 				return n
 			}
-			n++
+			messages, err := syscall.ParseNetlinkMessage(b[:size])
+			must(t, err)
+			for _, m := range messages {
+				if _, _, state, ok := parseNeighbor(m.Data); m.Header.Type == unix.RTM_NEWNEIGH && ok && state&unix.NUD_PERMANENT == 0 {
+					continue // address resolution goes its way
+				}
+				n++
+			}
 		}
 	}
 }
@@ -347,6 +404,7 @@ func TestRestart(t *testing.T) {
 		events = append(events, watch(t, p))
 	}
 	before := ruleset4(t, a.host)
+	locksBefore := run(t, a.dir.Path("heddle-n1"), "nft", "-a", "list", "ruleset") // a rule written anew has another handle
 	h := &host{Kernel: New(Config{Host: a.lab.Path("host"), Netns: a.dir}), dir: a.dir, lab: a.lab}
 	t.Cleanup(h.Close) // after the loop has ended
 	again := startNode(t, h, a.o)
@@ -358,6 +416,9 @@ func TestRestart(t *testing.T) {
 		if n := n(); n != 0 {
 			t.Errorf("%d events in %s", n, paths[i])
 		}
+	}
+	if locks := run(t, a.dir.Path("heddle-n1"), "nft", "-a", "list", "ruleset"); locks != locksBefore {
+		t.Errorf("the rules of the network were\n%s\nand are\n%s", locksBefore, locks)
 	}
 	if after := ruleset4(t, a.host); !bytes.Equal(before, after) {
 		t.Errorf("the filter changed:\n%s\n%s", before, after)
@@ -378,7 +439,7 @@ func ruleset4(t *testing.T, h *host) []byte {
 	t.Helper()
 	k := New(Config{Host: h.lab.Path("host"), Netns: h.dir})
 	defer k.Close()
-	f, err := k.readFilter()
+	f, _, err := k.readFilter(datapath.NS{})
 	must(t, err)
 	gen, err := k.nft.GetGen()
 	must(t, err)

@@ -25,20 +25,28 @@ import (
 type Config struct {
 	Host  string    // path of the namespace that datapath.NS{} means; "" is the daemon's
 	Netns netns.Dir // where datapath's /run/netns is; "" is there
+
+	// WireGuard is the command that carries a WireGuard device's packets where the kernel can't; the
+	// device's name is added. Nil is this program with the argument wireguard.
+	WireGuard []string
 }
 
-// Kernel reads and changes this node's kernel objects. Read, Apply and Release are for one
-// goroutine; the other methods may be called by any.
+// Kernel reads and changes this node's kernel objects. Read, Apply, ApplyEntries and Release are
+// for one goroutine; the other methods may be called by any.
 type Kernel struct {
-	cfg     Config
-	host    *handle
-	own     map[string]*handle      // namespaces that heddle made, by name
-	guests  map[datapath.NS]*handle // namespaces of others, open until Release
-	foreign map[string]uint64       // names in Netns that are known not to be heddle's, by inode
-	nftMu   sync.Mutex              // guards nft
-	nft     *nftables.Conn          // nil until needed, and after an error
-	low     low
+	cfg       Config
+	host      *handle
+	own       map[string]*handle      // namespaces that heddle made, by name
+	guests    map[datapath.NS]*handle // namespaces of others, open until Release
+	foreign   map[string]uint64       // names in Netns that are known not to be heddle's, by inode
+	nftMu     sync.Mutex              // guards nft
+	nft       *nftables.Conn          // nil until needed, and after an error
+	low       low
+	underlays underlays
+	// children are processes of WireGuard devices that this one has started.
+	children []int
 
+	rules    abroad
 	newsroom *newsroom
 	names    *nameWatch // nil before the first namespace of heddle's
 }
@@ -47,6 +55,10 @@ type Kernel struct {
 func New(cfg Config) *Kernel {
 	if cfg.Netns == "" {
 		cfg.Netns = netns.Run
+	}
+	if cfg.WireGuard == nil {
+		program, _ := os.Executable() // without one, starting tells
+		cfg.WireGuard = []string{program, "wireguard"}
 	}
 	return &Kernel{cfg: cfg, own: map[string]*handle{}, guests: map[datapath.NS]*handle{}, foreign: map[string]uint64{}, newsroom: newNewsroom()}
 }
@@ -88,7 +100,11 @@ type handle struct {
 	// packets is a socket to send frames by, 0 before the first. To close one takes the kernel
 	// some 20 ms, so that it stays open.
 	packets int
-	watcher *watcher // nil in namespaces of others, which must not be kept alive
+	tunnels *tunnels           // nil until needed
+	watcher *watcher           // nil in namespaces of others, which must not be kept alive
+	forget  func()             // of the socket to nf_tables, where there is one
+	known   map[string]*locked // locks as they were at a generation of nf_tables, nil before the first
+	knownAt uint32
 }
 
 func openHandle(path string, inode uint64) (*handle, error) {
@@ -115,9 +131,13 @@ func (h *handle) close() {
 		h.watcher.close()
 	}
 	h.conn.close()
+	if h.forget != nil {
+		h.forget()
+	}
 	if h.packets != 0 {
 		_ = unix.Close(h.packets)
 	}
+	h.tunnels.close()
 	h.file.Close()
 }
 
@@ -198,15 +218,19 @@ func (k *Kernel) apply(op datapath.Op) error {
 	case datapath.SetFilter:
 		return k.setFilter(op.Filter)
 	case datapath.DelFilter:
-		return k.delFilter()
+		return gone(k.delFilter(op.NS))
 	case datapath.AddAllow:
-		return k.allow(op.Allowed, true)
+		return k.allow(op.Filter, true)
 	case datapath.DelAllow:
-		return k.allow(op.Allowed, false)
+		return k.allow(op.Filter, false)
 	case datapath.SetEgress:
 		return k.setEgress(op.Egress)
 	case datapath.DelEgress:
 		return k.delEgress()
+	case datapath.SetEntrance:
+		return k.setEntrance(op)
+	case datapath.DelEntrance:
+		return gone(k.delEntrance(op.NS))
 	case datapath.SetRoute:
 		return k.route(unix.RTM_NEWROUTE, op.Route)
 	case datapath.DelRoute:
@@ -223,18 +247,24 @@ func (k *Kernel) apply(op datapath.Op) error {
 		return k.upLink(op.Link)
 	case datapath.DelLink:
 		return k.delLink(op.Link)
+	case datapath.SetLock:
+		return k.setLock(op.Lock)
+	case datapath.DelLock:
+		return gone(k.delLock(op.Lock))
 	case datapath.SetAddress:
 		return k.setAddress(op.Address)
 	case datapath.DelAddress:
 		return k.delAddress(op.Address)
-	case datapath.SetNeighbor:
-		return k.neighbor(unix.RTM_NEWNEIGH, op.Neighbor)
+	case datapath.SetNeighbor, datapath.SetFDB:
+		return k.setEntry(op)
 	case datapath.DelNeighbor:
-		return gone(k.neighbor(unix.RTM_DELNEIGH, op.Neighbor))
+		return gone(k.setEntry(op))
 	case datapath.Announce:
 		return k.announce(op.Neighbor)
-	case datapath.SetFDB:
-		return k.setFDB(op.FDBEntry)
+	case datapath.SetWGPeer:
+		return k.setWGPeer(op.WGPeer)
+	case datapath.DelWGPeer:
+		return k.delWGPeer(op.WGPeer)
 	case datapath.DelFDB:
 		return k.delFDB(op.FDBEntry)
 	}
@@ -243,7 +273,7 @@ func (k *Kernel) apply(op datapath.Op) error {
 
 // gone makes the absence of what is to be deleted no error.
 func gone(err error) error {
-	for _, e := range []error{unix.ENOENT, unix.ENODEV, unix.ESRCH, unix.EADDRNOTAVAIL} {
+	for _, e := range []error{os.ErrNotExist, unix.ENODEV, unix.ESRCH, unix.EADDRNOTAVAIL} {
 		if errors.Is(err, e) {
 			return nil
 		}

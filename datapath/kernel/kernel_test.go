@@ -1,16 +1,21 @@
 package kernel
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/datapath/datapathtest"
 	"github.com/heddle-net/heddle/datapath/netns"
+	"github.com/heddle-net/heddle/datapath/wireguard"
 )
 
 // host is one node: a namespace for its underlay and a directory for named ones.
@@ -18,6 +23,28 @@ type host struct {
 	*Kernel
 	dir netns.Dir // of heddle's namespaces
 	lab netns.Dir // of the host's own and of workloads'
+}
+
+// TestMain is also the process of a WireGuard device, and a host that is asked what it encrypts by.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "wireguard" {
+		if err := wireguard.Run(context.Background(), slog.Default()); err != nil {
+			slog.Error("wireguard", "err", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == "encryption" {
+		fmt.Println(encryption())
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// encryption is Encryption in one line.
+func encryption() string {
+	kind, err := New(Config{}).Encryption()
+	return fmt.Sprintf("%s, %v", kind, err)
 }
 
 func needRoot(t testing.TB) {
@@ -46,7 +73,15 @@ func newHost(t testing.TB) *host {
 	h := &host{dir: namedDir(t), lab: namedDir(t)}
 	must(t, h.lab.Make("host", func() error { return nil }))
 	h.Kernel = New(Config{Host: h.lab.Path("host"), Netns: h.dir})
-	t.Cleanup(h.Close)
+	t.Cleanup(func() { // processes of WireGuard devices outlive whoever has started them
+		if err := h.findNamespaces(); err != nil {
+			t.Error(err)
+		}
+		if err := h.delNamespace(datapathtest.Tunnels.Name); err != nil {
+			t.Error(err)
+		}
+		h.Close()
+	})
 	ip(t, h.lab.Path("host"), "link", "set", "lo", "up")
 	return h
 }

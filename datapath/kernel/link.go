@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	mark             = "heddle:" // starts the alias of every link that is heddle's
-	skipStats        = 1 << 3    // RTEXT_FILTER_SKIP_STATS
-	vethInfoPeer     = 1         // VETH_INFO_PEER
-	addrGenNone      = 1         // IN6_ADDR_GEN_MODE_NONE
-	inet6AddrGenMode = 8         // IFLA_INET6_ADDR_GEN_MODE
-	operUp           = 6         // IF_OPER_UP
-	readyDeadline    = time.Second
+	mark             = "heddle:"       // starts the alias of every link that is heddle's
+	skipStats        = 1 << 3          // RTEXT_FILTER_SKIP_STATS
+	vethInfoPeer     = 1               // VETH_INFO_PEER
+	addrGenNone      = 1               // IN6_ADDR_GEN_MODE_NONE
+	inet6AddrGenMode = 8               // IFLA_INET6_ADDR_GEN_MODE
+	operUp           = 6               // IF_OPER_UP
+	readyDeadline    = 3 * time.Second // linkwatch may put a carrier off for one
 )
 
 // link is a network device as the kernel tells of it.
@@ -37,6 +37,8 @@ type link struct {
 	vxlan               datapath.VXLANAttr
 	port                datapath.PortFlags
 	altered             bool // a setting that heddle always turns off is on
+	abroad              bool // the other side is in another namespace: its ID here is netnsID
+	netnsID             uint32
 }
 
 // owner is whom the link's mark names. A link with settings that heddle never leaves so
@@ -69,6 +71,8 @@ func parseLink(b []byte) link {
 			l.master = int32(u32(v))
 		case unix.IFLA_LINK:
 			l.peer = int32(u32(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.abroad, l.netnsID = true, u32(v)
 		case unix.IFLA_OPERSTATE:
 			l.oper = on(v)
 		case unix.IFLA_ADDRESS:
@@ -85,7 +89,9 @@ func (l *link) parseInfo(b []byte) {
 	for t, v := range attributes(b) {
 		switch t {
 		case unix.IFLA_INFO_KIND:
-			l.kind = text(v)
+			if l.kind = text(v); l.kind == tunKind {
+				l.kind = string(datapath.WireGuard) // as far as can be seen
+			}
 		case unix.IFLA_INFO_DATA:
 			data = v
 		case unix.IFLA_INFO_SLAVE_DATA:
@@ -171,6 +177,9 @@ func (h *handle) links() ([]link, error) {
 }
 
 func (k *Kernel) addLink(l datapath.Link) error {
+	if l.Kind == datapath.WireGuard {
+		return k.addWireGuard(l)
+	}
 	h, err := k.in(l.NS)
 	if err != nil {
 		return err
@@ -190,7 +199,7 @@ func (k *Kernel) addLink(l datapath.Link) error {
 	case datapath.Bridge:
 		m.nest(unix.IFLA_LINKINFO, func() { bridgeInfo(m) })
 	case datapath.VXLAN: // the underlay is the namespace of the socket
-		if in, err = k.hostHandle(); err != nil {
+		if in, err = k.in(l.VXLAN.Underlay); err != nil {
 			return err
 		}
 		m.u32(unix.IFLA_NET_NS_FD, uint32(h.file.Fd()))
@@ -204,7 +213,7 @@ func (k *Kernel) addLink(l datapath.Link) error {
 		return fmt.Errorf("link kind %q is unknown", l.Kind)
 	}
 	delete(h.index, l.Name)
-	if err := in.do(m); err != nil {
+	if err := addFrom(in, h, l.Name, m); err != nil {
 		if err = k.explainAdd(l, h, far, err); err != nil {
 			return err
 		}
@@ -219,6 +228,30 @@ func (k *Kernel) addLink(l datapath.Link) error {
 		}
 	}
 	return writeLink(h, l)
+}
+
+// passingName is a link's between its making and its naming.
+const passingName = "heddle-making"
+
+// addFrom makes a link of h by a request in the namespace in. Linux before 6.2 looks for links of the
+// name there: where it finds one, ours gets its name afterwards.
+func addFrom(in, h *handle, name string, m *message) error {
+	err := in.do(m)
+	if in == h || !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if _, missing := h.byName(name); missing == nil {
+		return err
+	}
+	if in.do(m.str(unix.IFLA_IFNAME, passingName)) != nil { // of two the last counts
+		return err // it was not for the name
+	}
+	l, err := h.byName(passingName)
+	if err != nil {
+		return err
+	}
+	delete(h.index, passingName)
+	return h.do(request(unix.RTM_NEWLINK, 0, ifinfo(l.index, 0, 0)).str(unix.IFLA_IFNAME, name))
 }
 
 func bridgeInfo(m *message) {
@@ -294,6 +327,9 @@ func takenName(h *handle, ns datapath.NS, there link, owner datapath.Owner, refu
 
 // setLink writes everything that can change in a link and its far end.
 func (k *Kernel) setLink(l datapath.Link) error {
+	if l.Kind == datapath.WireGuard {
+		return k.setWireGuard(l)
+	}
 	h, err := k.in(l.NS)
 	if err != nil {
 		return err
@@ -395,7 +431,7 @@ func (k *Kernel) prepareFarEnd(l datapath.Link, far *handle) error {
 	}
 	list := farEndSysctls(p.Name)
 	if p.NS.Path == "" && l.Master == "" { // the host's end of an uplink: what comes from it is forwarded
-		list = append(list, sysctl{filepath.Join("net/ipv4/conf", p.Name, "forwarding"), "1"})
+		list = append(list, sysctl{filepath.Join("net/ipv4/conf", p.Name, "forwarding"), "1"}, localnet(p.Name))
 	}
 	return netns.Do(far.file, func() error { return writeSysctls(list) })
 }
@@ -421,7 +457,20 @@ func (k *Kernel) upLink(l datapath.Link) error {
 		if l.Kind == datapath.VXLAN && errors.Is(err, unix.EADDRINUSE) {
 			return datapath.Errorf(datapath.Taken, "UDP port %d for VXLAN is taken by %s (%w); end that, or choose another with --data-path-port at init", l.VXLAN.Port, k.holder(l.VXLAN.Port), err)
 		}
+		if l.Kind == datapath.WireGuard {
+			return k.explainPort(l, err)
+		}
 		return err
+	}
+	if l.Kind == datapath.WireGuard {
+		if err := k.upWireGuard(h, l); err != nil {
+			return err
+		}
+	}
+	if l.Kind == datapath.VXLAN && l.Master != "" { // the bridge has a carrier since its first port, and drops what the namespace itself sends until that is told
+		if err := h.waitReady(l.Master); err != nil {
+			return err
+		}
 	}
 	if l.Kind != datapath.Veth {
 		return h.waitAddresses(l.Name)
@@ -469,6 +518,9 @@ func (k *Kernel) delLink(l datapath.Link) error {
 	h, err := k.in(l.NS)
 	if err != nil {
 		return gone(err)
+	}
+	if l.Kind == datapath.WireGuard || l.Kind == tunKind {
+		return k.delWireGuard(h, l.Name)
 	}
 	delete(h.index, l.Name)
 	return gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).str(unix.IFLA_IFNAME, l.Name)))

@@ -88,14 +88,15 @@ func (k *Kernel) setNamespace(n datapath.Namespace) error {
 	if err := k.keep(n.Name, h); err != nil {
 		return err
 	}
-	if n.Uplink == "" && made {
+	bare := n.Uplink == "" && n.Names == ""
+	if bare && made {
 		return nil
 	}
 	return k.nftIn(h.file, func(c *nftables.Conn) error {
-		if n.Uplink == "" {
-			return hideRules("").remove(c)
+		if bare {
+			return namespaceRules(n).remove(c)
 		}
-		return hideRules(n.Uplink).write(c)
+		return namespaceRules(n).write(c)
 	})
 }
 
@@ -115,6 +116,7 @@ func (k *Kernel) keep(name string, h *handle) error {
 	}
 	delete(k.foreign, name)
 	k.own[name] = h
+	k.rules.tell(datapath.Namespace{Name: name}.NS(), 0, false)
 	return nil
 }
 
@@ -133,8 +135,9 @@ func prepareNamespace(n datapath.Namespace) error {
 		str(unix.IFLA_IFNAME, "lo").str(unix.IFLA_IFALIAS, mark+string(n.Owner)))
 }
 
-// delNamespace removes a namespace of heddle's. Its VXLAN devices go first: the namespace
-// itself ends later, in a kernel worker, and until then would hold their VNIs.
+// delNamespace removes a namespace of heddle's. Its VXLAN and WireGuard devices go
+// first: the namespace itself ends later, in a kernel worker, and until then would hold their VNIs
+// and ports.
 func (k *Kernel) delNamespace(name string) error {
 	h := k.own[name]
 	if h == nil {
@@ -144,19 +147,55 @@ func (k *Kernel) delNamespace(name string) error {
 	if inode, err := netns.Inode(k.cfg.Netns.Path(name)); err != nil || inode != h.inode {
 		return nil // somebody took the name away; what stands there is not heddle's
 	}
-	if err := h.delVXLANs(); err != nil {
+	if err := k.delTunnels(h); err != nil {
 		return err
 	}
 	return k.cfg.Netns.Remove(name)
 }
 
-func (h *handle) delVXLANs() error {
+// delTunnels deletes a namespace's VXLAN and WireGuard devices, and with the latter the VXLAN
+// devices of other namespaces that have them as their underlay. A process that carries packets keeps
+// its namespace alive.
+func (k *Kernel) delTunnels(h *handle) error {
+	links, err := h.links()
+	if err != nil {
+		return err
+	}
+	underlay := false
+	for _, l := range links {
+		switch datapath.Kind(l.kind) {
+		case datapath.VXLAN:
+			err = gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(l.index, 0, 0))))
+		case datapath.WireGuard:
+			underlay = true
+			err = k.delWireGuard(h, l.name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !underlay {
+		return nil
+	}
+	for _, other := range k.own {
+		if err := other.delVXLANsOver(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *handle) delVXLANsOver(underlay *handle) error {
+	id, ok, err := h.idOf(underlay)
+	if err != nil || !ok {
+		return err
+	}
 	links, err := h.links()
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
-		if l.kind == string(datapath.VXLAN) {
+		if l.kind == string(datapath.VXLAN) && l.abroad && l.netnsID == id {
 			if err := gone(h.do(request(unix.RTM_DELLINK, 0, ifinfo(l.index, 0, 0)))); err != nil {
 				return err
 			}
@@ -164,6 +203,23 @@ func (h *handle) delVXLANs() error {
 	}
 	return nil
 }
+
+// idOf is by what number this namespace knows another, if it does: asking makes none.
+func (h *handle) idOf(other *handle) (id uint32, ok bool, err error) {
+	err = h.get(request(unix.RTM_GETNSID, 0, make([]byte, rtgenmsg)).u32(unix.NETNSA_FD, uint32(other.file.Fd())), func(b []byte) {
+		for t, v := range attributes(b[min(rtgenmsg, len(b)):]) {
+			if t == unix.NETNSA_NSID {
+				id, ok = u32(v), int32(u32(v)) >= 0
+			}
+		}
+	})
+	if err != nil {
+		return 0, false, fmt.Errorf("find namespace %s: %w", other.file.Name(), err)
+	}
+	return id, ok, nil
+}
+
+const rtgenmsg = 4 // bytes of rtnetlink's smallest header, aligned
 
 // findNamespaces opens the namespaces that carry heddle's mark and closes those that are
 // gone or replaced.
@@ -208,11 +264,11 @@ func (k *Kernel) findNamespaces() error {
 	return nil
 }
 
-// dropOwn lets go of a namespace whose name somebody took away. Its VXLAN devices would
-// hold their VNIs for as long as the namespace lives.
+// dropOwn lets go of a namespace whose name somebody took away. Its devices would
+// hold their VNIs and ports for as long as the namespace lives.
 func (k *Kernel) dropOwn(name string) {
 	if h := k.own[name]; h != nil {
-		_ = h.delVXLANs() // a namespace without a name; nobody else will
+		_ = k.delTunnels(h) // a namespace without a name; nobody else will
 		h.close()
 		delete(k.own, name)
 	}
@@ -220,8 +276,8 @@ func (k *Kernel) dropOwn(name string) {
 
 // namespace is the row of an open namespace that is wanted with an uplink or without. Wrong
 // settings make it nobody's, so that it is prepared again.
-func (k *Kernel) namespace(h *handle, name string, lo link, uplink string) (datapath.Namespace, error) {
-	n := datapath.Namespace{Name: name, Owner: lo.owner(), Uplink: uplink}
+func (k *Kernel) namespace(h *handle, name string, lo link, want datapath.Namespace) (datapath.Namespace, error) {
+	n := datapath.Namespace{Name: name, Owner: lo.owner(), Uplink: want.Uplink, Names: want.Names}
 	if !lo.up {
 		n.Owner = ""
 	}
@@ -233,11 +289,11 @@ func (k *Kernel) namespace(h *handle, name string, lo link, uplink string) (data
 		}
 		return nil
 	})
-	if err != nil || uplink == "" {
+	if err != nil || n.Uplink == "" && n.Names == "" {
 		return n, err
 	}
 	return n, k.nftIn(h.file, func(c *nftables.Conn) error {
-		stands, err := hideRules(uplink).stands(c)
+		stands, err := namespaceRules(n).stands(c)
 		if !stands {
 			n.Owner = ""
 		}

@@ -1,11 +1,11 @@
 package kernel
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +22,8 @@ type newsroom struct {
 	mu   sync.Mutex
 	news map[any]datapath.News
 	lost bool
+
+	overruns atomic.Uint64
 }
 
 func newNewsroom() *newsroom {
@@ -38,6 +40,9 @@ func (r *newsroom) add(news []datapath.News, lost bool) {
 	}
 	r.lost = r.lost || lost
 	r.mu.Unlock()
+	if lost {
+		r.overruns.Add(1)
+	}
 	select {
 	case r.stirred <- struct{}{}:
 	default:
@@ -57,13 +62,12 @@ func (k *Kernel) TakeNews() (news []datapath.News, lost bool) {
 		news = append(news, n)
 	}
 	lost = r.lost
-	clear(r.news)
-	r.lost = false
+	r.news, r.lost = map[any]datapath.News{}, false // a burst's map would stay as large as it was
 	return news, lost
 }
 
 const (
-	newsBuffer   = 4 << 20  // bytes that the kernel keeps for a reader that is behind
+	newsBuffer   = 32 << 20 // bytes that the kernel may keep for a reader that is behind: 40,000 notifications
 	newsDatagram = 16 << 10 // of one message, or several of a transaction; the kernel makes them of a page or two
 )
 
@@ -84,12 +88,19 @@ type watcher struct {
 	sockets []*os.File
 	links   map[int32]link // as last told
 	readers sync.WaitGroup
-	mu      sync.Mutex // guards links
+	closed  chan struct{}
+	file    *os.File   // the namespace
+	command []string   // of processes of WireGuard devices
+	mu      sync.Mutex // guards links and looking
+	looking bool       // at WireGuard devices
 }
 
 // watchIn begins to read the notifications of an open namespace.
 func (k *Kernel) watchIn(ns datapath.NS, h *handle) (*watcher, error) {
-	w := &watcher{ns: ns, room: k.newsroom, own: &k.low.own, links: map[int32]link{}}
+	w := &watcher{
+		ns: ns, room: k.newsroom, own: &k.low.own, links: map[int32]link{},
+		closed: make(chan struct{}), file: h.file, command: k.cfg.WireGuard,
+	}
 	err := netns.Do(h.file, func() error {
 		for protocol, list := range groups {
 			s, err := listen(protocol, list)
@@ -114,6 +125,9 @@ func (k *Kernel) watchIn(ns datapath.NS, h *handle) (*watcher, error) {
 	for _, s := range w.sockets {
 		w.readers.Go(func() { w.read(s) })
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lookAt()
 	return w, nil
 }
 
@@ -136,37 +150,56 @@ func listen(protocol int, groups []int) (*os.File, error) {
 }
 
 func (w *watcher) close() {
+	close(w.closed)
 	for _, s := range w.sockets {
 		s.Close()
 	}
 	w.readers.Wait()
 }
 
-// read passes on what a socket tells.
+// read passes on what a socket tells. When the kernel drops something it says so once, and drops
+// all that follows until the socket was read empty: only then it is time to look what is missing.
 func (w *watcher) read(s *os.File) {
-	buf := make([]byte, newsDatagram)
-	for {
-		n, err := s.Read(buf)
-		if errors.Is(err, unix.ENOBUFS) {
-			w.room.add(nil, true)
-			continue
-		}
-		if err != nil {
-			return // closed
-		}
-		messages, err := syscall.ParseNetlinkMessage(buf[:n])
-		if err != nil {
-			w.room.add(nil, true)
-			continue
-		}
-		var news []datapath.News
-		w.mu.Lock()
-		for _, m := range messages {
-			news = append(news, w.decode(m)...)
-		}
-		w.mu.Unlock()
-		w.room.add(news, false)
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return // closed
 	}
+	buf := make([]byte, newsDatagram)
+	for lost := false; ; {
+		var n int
+		var err error
+		closed := raw.Read(func(fd uintptr) (done bool) {
+			n, err = unix.Read(int(fd), buf)
+			if err == unix.EAGAIN && lost {
+				w.room.add(nil, true)
+				lost = false
+			}
+			return err != unix.EAGAIN
+		})
+		switch {
+		case closed != nil:
+			return
+		case err == unix.ENOBUFS:
+			lost = true
+		case err == unix.EINTR:
+		case err != nil:
+			return
+		default:
+			messages, err := syscall.ParseNetlinkMessage(buf[:n])
+			lost = lost || err != nil
+			w.tell(messages)
+		}
+	}
+}
+
+func (w *watcher) tell(messages []syscall.NetlinkMessage) {
+	var news []datapath.News
+	w.mu.Lock()
+	for _, m := range messages {
+		news = append(news, w.decode(m)...)
+	}
+	w.mu.Unlock()
+	w.room.add(news, false)
 }
 
 // decode is what a notification says of heddle's objects, and of what stands among them.
@@ -190,8 +223,10 @@ func (w *watcher) decode(m syscall.NetlinkMessage) []datapath.News {
 		return w.decodeNeighbor(b, m.Header.Type == unix.RTM_DELNEIGH)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, oif, ok := parseRoute(b)
-		if ok && w.links[oif].name != "" {
-			r.NS, r.Link = w.ns, w.links[oif].name
+		if r.NS = w.ns; r.Link == "" {
+			r.Link = w.links[oif].name
+		}
+		if ok && r.Link != "" {
 			return []datapath.News{datapath.RouteNews{Route: r, Gone: m.Header.Type == unix.RTM_DELROUTE}}
 		}
 	}
@@ -218,6 +253,9 @@ func (w *watcher) decodeLink(b []byte, gone bool) []datapath.News {
 	}
 	if w.links[l.index] = l; gone {
 		delete(w.links, l.index)
+	}
+	if l.kind == string(datapath.WireGuard) {
+		w.lookAt()
 	}
 	return append(news, w.linkNews(l, gone))
 }
@@ -266,11 +304,28 @@ func (w *watcher) decodeTable(m syscall.NetlinkMessage) []datapath.News {
 	return nil
 }
 
-// portIDs are the netlink addresses of heddle's own sockets to nf_tables, the newest ones.
+// portIDs are the netlink addresses of heddle's own sockets to nf_tables: those that stay open,
+// and the newest of the others.
 type portIDs struct {
 	mu   sync.Mutex
+	open map[uint32]bool
 	ids  [256]uint32
 	next int
+}
+
+func (p *portIDs) keep(id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = map[uint32]bool{}
+	}
+	p.open[id] = true
+}
+
+func (p *portIDs) forget(id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, id)
 }
 
 func (p *portIDs) add(id uint32) {
@@ -283,6 +338,9 @@ func (p *portIDs) add(id uint32) {
 func (p *portIDs) has(id uint32) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.open[id] {
+		return true
+	}
 	for _, own := range p.ids {
 		if own == id && id != 0 {
 			return true

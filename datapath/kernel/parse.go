@@ -83,9 +83,16 @@ func parseFDB(b []byte) (r fdbRow, ok bool) {
 	return r, true
 }
 
-// parseRoute reads a route that is heddle's, and the index of its link.
+// parseRoute reads a route that is heddle's, and the index of its link, unless it leads nowhere.
 func parseRoute(b []byte) (r datapath.Route, oif int32, ok bool) {
-	if len(b) < unix.SizeofRtMsg || b[5] != protoHeddle || b[4] != unix.RT_TABLE_MAIN || b[7] != unix.RTN_UNICAST {
+	if len(b) < unix.SizeofRtMsg || b[5] != protoHeddle || b[4] != unix.RT_TABLE_MAIN && b[4] != unix.RT_TABLE_LOCAL {
+		return r, 0, false
+	}
+	switch b[7] {
+	case unix.RTN_UNICAST, unix.RTN_LOCAL:
+	case unix.RTN_UNREACHABLE:
+		r.Link = datapath.Nowhere
+	default:
 		return r, 0, false
 	}
 	dst := netip.IPv4Unspecified()

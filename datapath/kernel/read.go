@@ -15,6 +15,7 @@ import (
 func (k *Kernel) Read(ctx context.Context, want *datapath.Config) (*datapath.State, error) {
 	r := reader{k: k, s: datapath.NewState(), want: indexWant(want), stray: map[datapath.LinkKey]link{}}
 	defer k.Release()
+	k.reap()
 	if err := k.findNamespaces(); err != nil {
 		return nil, err
 	}
@@ -33,15 +34,66 @@ func (k *Kernel) Read(ctx context.Context, want *datapath.Config) (*datapath.Sta
 	if err := r.readNS(datapath.NS{}, h, false); err != nil {
 		return nil, fmt.Errorf("read the host's namespace: %w", err)
 	}
-	if r.s.Filter, err = k.readFilter(); err != nil {
-		return nil, fmt.Errorf("read filter: %w", err)
+	if err := r.readFilters(want.Filters); err != nil {
+		return nil, err
 	}
 	if r.s.Egress, err = k.readEgress(want.Egress); err != nil {
 		return nil, fmt.Errorf("read egress: %w", err)
 	}
+	if err := r.readEntrances(); err != nil {
+		return nil, err
+	}
 	r.claimFarEnds()
 	r.nameOwners()
 	return r.s, nil
+}
+
+// readFilters reads the host's filter, and those of namespaces where one is wanted.
+func (r *reader) readFilters(want []datapath.Filter) error {
+	places := map[datapath.NS]bool{{}: true}
+	for _, f := range want {
+		if name, own := ownName(f.NS); own && r.k.own[name] != nil {
+			places[f.NS] = true
+		}
+	}
+	for ns := range places {
+		f, there, err := r.k.readFilter(ns)
+		if err != nil {
+			return fmt.Errorf("read filter of %s: %w", ns, err)
+		}
+		if there {
+			r.s.Filters[ns] = f
+		}
+	}
+	return nil
+}
+
+// readEntrances reads the host's entrance, and those of overlays' namespaces.
+func (r *reader) readEntrances() error {
+	read := func(ns datapath.NS, h *handle) error {
+		if err := h.nft(&r.k.low.own); err != nil {
+			return err
+		}
+		is, err := h.readEntrance()
+		switch {
+		case datapath.FaultOf(err) == datapath.Unsupported: // whoever wants it learns of it
+		case err != nil:
+			return fmt.Errorf("read the entrance of %s: %w", ns, err)
+		case is != datapath.EntranceState{}:
+			r.s.Entrances[ns] = is
+		}
+		return nil
+	}
+	for name, h := range r.k.own {
+		ns := datapath.Namespace{Name: name}.NS()
+		if _, wanted := r.want.namespaces[name]; wanted && !r.want.near[ns] {
+			continue // a workload's
+		}
+		if err := read(ns, h); err != nil {
+			return err
+		}
+	}
+	return read(datapath.NS{}, r.k.host)
 }
 
 // claimFarEnds finds the near ends of interfaces that stand where a wanted one is missing,
@@ -75,6 +127,9 @@ func (r *reader) claimFarEnds() {
 // nameOwners gives rows without a mark of their own the owner of their link.
 func (r *reader) nameOwners() {
 	owner := make(map[datapath.LinkKey]datapath.Owner, 2*len(r.s.Links))
+	for _, n := range r.s.Namespaces {
+		owner[datapath.LinkKey{NS: n.NS(), Name: datapath.Nowhere}] = n.Owner
+	}
 	for k, l := range r.s.Links {
 		owner[k] = l.Owner
 		owner[l.Peer.Key()] = l.Peer.Owner
@@ -82,6 +137,10 @@ func (r *reader) nameOwners() {
 	for k, a := range r.s.Addresses {
 		a.Owner = owner[datapath.LinkKey{NS: a.NS, Name: a.Link}]
 		r.s.Addresses[k] = a
+	}
+	for k, l := range r.s.Locks {
+		l.Owner = owner[k]
+		r.s.Locks[k] = l
 	}
 	for k, n := range r.s.Neighbors {
 		n.Owner = owner[datapath.LinkKey{NS: n.NS, Name: n.Link}]
@@ -100,21 +159,23 @@ func (r *reader) nameOwners() {
 // wanted is the wanted state by key.
 type wanted struct {
 	links      map[datapath.LinkKey]*datapath.Link
+	locks      map[datapath.LinkKey]*datapath.Lock
 	peers      map[datapath.LinkKey]bool
 	near       map[datapath.NS]bool // namespaces with a wanted link: nothing else belongs there
-	namespaces map[string]bool
-	uplinks    map[string]string // by namespace
+	namespaces map[string]datapath.Namespace
 	addresses  map[datapath.AddressKey]bool
 	neighbors  map[datapath.NeighborKey]bool
+	resolved   map[datapath.LinkKey]bool // links with neighbours
 }
 
 func indexWant(c *datapath.Config) wanted {
 	w := wanted{
-		links: map[datapath.LinkKey]*datapath.Link{}, peers: map[datapath.LinkKey]bool{}, near: map[datapath.NS]bool{},
-		namespaces: map[string]bool{}, uplinks: map[string]string{}, addresses: map[datapath.AddressKey]bool{}, neighbors: map[datapath.NeighborKey]bool{},
+		links: map[datapath.LinkKey]*datapath.Link{}, locks: map[datapath.LinkKey]*datapath.Lock{}, peers: map[datapath.LinkKey]bool{}, near: map[datapath.NS]bool{},
+		namespaces: map[string]datapath.Namespace{}, addresses: map[datapath.AddressKey]bool{}, neighbors: map[datapath.NeighborKey]bool{},
+		resolved: map[datapath.LinkKey]bool{},
 	}
 	for _, n := range c.Namespaces {
-		w.namespaces[n.Name], w.uplinks[n.Name] = true, n.Uplink
+		w.namespaces[n.Name] = n
 	}
 	for i := range c.Links {
 		l := &c.Links[i]
@@ -124,11 +185,14 @@ func indexWant(c *datapath.Config) wanted {
 			w.peers[l.Peer.Key()] = true
 		}
 	}
+	for i := range c.Locks {
+		w.locks[c.Locks[i].Key()] = &c.Locks[i]
+	}
 	for _, a := range c.Addresses {
 		w.addresses[a.Key()] = true
 	}
 	for _, n := range c.Neighbors {
-		w.neighbors[n.Key()] = true
+		w.neighbors[n.Key()], w.resolved[datapath.LinkKey{NS: n.NS, Name: n.Link}] = true, true
 	}
 	return w
 }
@@ -146,14 +210,13 @@ func (r *reader) readOwn(name string, h *handle) error {
 	if err != nil {
 		return err
 	}
-	n, err := r.k.namespace(h, name, lo, r.want.uplinks[name])
+	n, err := r.k.namespace(h, name, lo, r.want.namespaces[name])
 	if err != nil {
 		return err
 	}
 	r.s.Namespaces[name] = n
 	ns := n.NS()
-	whole := r.want.near[ns] || !r.want.namespaces[name]
-	if !whole {
+	if _, wanted := r.want.namespaces[name]; wanted && !r.want.near[ns] {
 		return nil // a workload's: its interfaces are read as far ends
 	}
 	return r.readNS(ns, h, true)
@@ -187,7 +250,7 @@ func (r *reader) readNS(ns datapath.NS, h *handle, whole bool) error {
 	names := map[int32]string{}
 	for i, l := range byIndex {
 		names[i] = l.name
-		if err := r.addLink(ns, l, byIndex); err != nil {
+		if err := r.addLink(ns, h, l, byIndex); err != nil {
 			return err
 		}
 	}
@@ -200,6 +263,11 @@ func (r *reader) readNS(ns datapath.NS, h *handle, whole bool) error {
 	if err := r.readNeighbors(ns, h, names, whole); err != nil {
 		return err
 	}
+	if whole {
+		if err := r.readLocks(ns, h); err != nil {
+			return err
+		}
+	}
 	if err := r.readRoutes(ns, h, names); err != nil {
 		return err
 	}
@@ -209,7 +277,7 @@ func (r *reader) readNS(ns datapath.NS, h *handle, whole bool) error {
 	return r.readFDB(ns, h, byIndex)
 }
 
-func (r *reader) addLink(ns datapath.NS, l link, byIndex map[int32]link) error {
+func (r *reader) addLink(ns datapath.NS, h *handle, l link, byIndex map[int32]link) error {
 	row := datapath.LinkState{Up: l.up, Link: datapath.Link{
 		NS: ns, Name: l.name, Owner: l.owner(), Kind: datapath.Kind(l.kind), MAC: l.mac, MTU: l.mtu,
 		Master: byIndex[l.master].name, VXLAN: l.vxlan,
@@ -217,7 +285,16 @@ func (r *reader) addLink(ns datapath.NS, l link, byIndex map[int32]link) error {
 	if l.master != 0 {
 		row.Port = l.port
 	}
-	if row.Kind == datapath.Veth {
+	switch row.Kind {
+	case datapath.VXLAN:
+		if err := r.findUnderlay(h, l, &row.Link); err != nil {
+			return err
+		}
+	case datapath.WireGuard:
+		if err := r.readWireGuard(h, &row); err != nil {
+			return err
+		}
+	case datapath.Veth:
 		if want := r.want.links[row.Key()]; want != nil && want.Kind == datapath.Veth {
 			if err := r.readFarEnd(&row, want.Peer, l); err != nil {
 				return err
@@ -228,6 +305,36 @@ func (r *reader) addLink(ns datapath.NS, l link, byIndex map[int32]link) error {
 		}
 	}
 	r.s.Links[row.Key()] = row
+	return nil
+}
+
+// elsewhere is the underlay of a VXLAN device that is none of those that may be wanted.
+var elsewhere = datapath.NS{Path: "elsewhere"}
+
+// findUnderlay fills in which namespace a VXLAN device has as its underlay.
+func (r *reader) findUnderlay(h *handle, l link, row *datapath.Link) error {
+	row.VXLAN.Underlay = elsewhere
+	if !l.abroad {
+		return nil
+	}
+	candidates := []datapath.NS{{}}
+	if want := r.want.links[row.Key()]; want != nil && want.VXLAN.Underlay != (datapath.NS{}) {
+		candidates = []datapath.NS{want.VXLAN.Underlay, {}}
+	}
+	for _, ns := range candidates {
+		there, err := r.k.in(ns)
+		if err != nil {
+			continue // the underlay is gone
+		}
+		id, ok, err := h.idOf(there)
+		if err != nil {
+			return err
+		}
+		if ok && id == l.netnsID {
+			row.VXLAN.Underlay = ns
+			return nil
+		}
+	}
 	return nil
 }
 
@@ -256,6 +363,11 @@ func (r *reader) readFarEnd(row *datapath.LinkState, want datapath.Peer, near li
 	names := map[int32]string{far.index: far.name}
 	if err := r.readAddresses(want.NS, h, names, false); err != nil {
 		return err
+	}
+	if r.want.resolved[want.Key()] {
+		if err := r.readNeighbors(want.NS, h, names, false); err != nil {
+			return err
+		}
 	}
 	return r.readRoutes(want.NS, h, names)
 }

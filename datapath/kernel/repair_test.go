@@ -29,7 +29,8 @@ func TestRepairedAtOnce(t *testing.T) {
 	for i := range 200 {
 		n.o.Endpoints = append(n.o.Endpoints, datapathtest.Endpoint{N: 10 + i, VTEP: vtep(1)})
 	}
-	c := n.o.Open()
+	port := datapathtest.Published{Proto: "tcp", Port: 8080, Target: 80, Ns: []int{1, 2}}
+	c := n.o.Publish(port)
 	must(t, n.loop.Wait(t.Context(), n.loop.Set(c), "n1", "endpoint1", "endpoint2"))
 	quiet := func(what string) {
 		t.Helper()
@@ -41,7 +42,7 @@ func TestRepairedAtOnce(t *testing.T) {
 	}
 	quiet("after the first reading")
 	n.o.Endpoints = append(n.o.Endpoints, datapathtest.Endpoint{N: 300, VTEP: vtep(1)}, datapathtest.Endpoint{N: 301, Make: "late"})
-	c = n.o.Open()
+	c = n.o.Publish(port)
 	must(t, n.loop.Wait(t.Context(), n.loop.Set(c), "n1", "endpoint301"))
 	quiet("after more endpoints")
 
@@ -86,6 +87,13 @@ func TestRepairedAtOnce(t *testing.T) {
 		{"the allow-set's table", func() { nft(t, host, func(c *nftables.Conn) { c.DelTable(table) }) }},
 		{"its rules", func() { run(t, host, "nft", "flush", "chain", "inet", "heddle", "input") }},
 		{"a member of the allow-set", func() { run(t, host, "nft", "flush", "set", "inet", "heddle", "members4") }},
+		{"a lock's rules", func() { run(t, ns, "nft", "flush", "chain", "netdev", "heddle-e1", "ingress") }},
+		{"a rule before a lock's", func() { run(t, ns, "nft", "insert", "rule", "netdev", "heddle-e1", "ingress", "accept") }},
+		{"a lock", func() { run(t, ns, "nft", "delete", "table", "netdev", "heddle-e1") }},
+		{"a lock too many", func() { run(t, ns, "nft", "add", "table", "netdev", "heddle-e99") }},
+		{"a port of the host", func() { run(t, host, "nft", "flush", "chain", "inet", "heddle-publish", "ports") }},
+		{"backends of a port", func() { run(t, ns, "nft", "delete", "table", "inet", "heddle-publish") }},
+		{"all rules of the host", func() { run(t, host, "nft", "flush", "ruleset") }},
 		{"all rules of the network", func() { run(t, ns, "nft", "flush", "ruleset") }},
 		{"a namespace's name", func() { must(t, n.dir.Remove("made")) }},
 		{"the network's namespace", func() { must(t, n.dir.Remove("heddle-n1")) }},

@@ -11,9 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is an rtnetlink socket (RFC 3549). It stays in the namespace of the thread that
-// opened it. One caller at a time.
-type conn struct{ sockets map[int]*nl.SocketHandle }
+// conn is an rtnetlink socket (RFC 3549), and where it is needed one to nf_tables. They stay in
+// the namespace of the thread that opened them. One caller at a time.
+type conn struct {
+	sockets  map[int]*nl.SocketHandle
+	requests int // sent so far, dumps among them
+	dumps    int
+}
 
 // answerTime is how long the kernel may take for a request.
 const answerTime = 10 * time.Second
@@ -29,7 +33,7 @@ func dial() (*conn, error) {
 		s.Close()
 		return nil, fmt.Errorf("set up netlink socket: %w", err)
 	}
-	return &conn{map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	return &conn{sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
 
 func (c *conn) close() {
@@ -51,6 +55,7 @@ func (c *conn) get(m *message, fn func(payload []byte)) error {
 func (c *conn) dump(m *message, begin func(), fn func(payload []byte)) error {
 	var err error
 	for range 10 {
+		c.dumps++
 		begin()
 		if err = c.execute(m, unix.NLM_F_DUMP, fn); !errors.Is(err, nl.ErrDumpInterrupted) {
 			return err
@@ -60,10 +65,15 @@ func (c *conn) dump(m *message, begin func(), fn func(payload []byte)) error {
 }
 
 func (c *conn) execute(m *message, flags int, fn func([]byte)) error {
+	c.requests++
 	r := nl.NewNetlinkRequest(int(m.typ), int(m.flags)|flags)
 	r.Sockets = c.sockets
 	r.AddRawData(m.b)
-	return r.ExecuteIter(unix.NETLINK_ROUTE, 0, func(b []byte) bool { fn(b); return true })
+	protocol := unix.NETLINK_ROUTE
+	if sub := m.typ >> 8; sub == unix.NFNL_SUBSYS_NFTABLES || sub == unix.NFNL_SUBSYS_CTNETLINK {
+		protocol = unix.NETLINK_NETFILTER
+	}
+	return r.ExecuteIter(protocol, 0, func(b []byte) bool { fn(b); return true })
 }
 
 func align(n int) int { return (n + 3) &^ 3 }

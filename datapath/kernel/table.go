@@ -18,12 +18,19 @@ type table struct {
 	name   string
 	text   string // names everything that the rules depend on
 	chains []chain
+	sets   []filled // and maps, that the rules look into, or fill
+}
+
+// filled is a set with what is in it at first. Its Table is set when it is written.
+type filled struct {
+	set      *nftables.Set
+	elements []nftables.SetElement
 }
 
 type chain struct {
 	name     string
 	kind     nftables.ChainType
-	hook     *nftables.ChainHook
+	hook     *nftables.ChainHook // nil: others jump to it
 	priority nftables.ChainPriority
 	rules    [][]expr.Any
 }
@@ -50,8 +57,18 @@ func (t table) write(c *nftables.Conn) error {
 		c.DelTable(nt)
 	}
 	c.AddTable(nt)
+	for _, s := range t.sets {
+		s.set.Table = nt
+		if err := c.AddSet(s.set, s.elements); err != nil {
+			return fmt.Errorf("add a set to table %s: %w", t.name, err)
+		}
+	}
 	for i, ch := range t.chains {
-		nc := c.AddChain(&nftables.Chain{Name: ch.name, Table: nt, Type: ch.kind, Hooknum: ch.hook, Priority: &ch.priority})
+		nc := &nftables.Chain{Name: ch.name, Table: nt}
+		if ch.hook != nil {
+			nc.Type, nc.Hooknum, nc.Priority = ch.kind, ch.hook, &ch.priority
+		}
+		c.AddChain(nc)
 		for j, exprs := range ch.rules {
 			c.AddRule(&nftables.Rule{Table: nt, Chain: nc, Exprs: exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, t.comment(i, j))})
 		}
@@ -78,7 +95,7 @@ func (t table) comments(c *nftables.Conn) ([]string, error) {
 	out := []string{}
 	for _, ch := range t.chains {
 		is := there[ch.name]
-		if is == nil || is.Hooknum == nil || *is.Hooknum != *ch.hook || is.Priority == nil || *is.Priority != ch.priority {
+		if is == nil || ch.hook != nil && (is.Hooknum == nil || *is.Hooknum != *ch.hook || is.Priority == nil || *is.Priority != ch.priority) {
 			return nil, nil
 		}
 		rules, err := c.GetRules(t.nft(), is)

@@ -57,6 +57,11 @@ func TestNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	for range 100 {
+		if err := Visit(f, func() error { inside = current(t); return nil }); err != nil || inside != inode || current(t) != here {
+			t.Fatalf("visited %d, then at %d: %v", inside, current(t), err)
+		}
+	}
 	boom := errors.New("boom")
 	err = Do(f, func() error {
 		if i := current(t); i != inode {

@@ -24,6 +24,9 @@ type Kernel interface {
 	// Apply does one operation. An error with a datapath.Fault changes nothing and says
 	// what stands in the way; after any other the kernel must be read again.
 	Apply(ctx context.Context, op datapath.Op) error
+	// ApplyEntries does a run of operations on entries, as datapath.Runs makes them. The Nth error
+	// is of the Nth operation, and like one of Apply.
+	ApplyEntries(ctx context.Context, ops []datapath.Op) []error
 	// Release is called after each round: what is open of others' namespaces is closed.
 	Release()
 	// Stirred signals that TakeNews has something.
@@ -76,6 +79,7 @@ type Loop struct {
 	cfg    Config
 	log    *slog.Logger
 	wake   chan struct{} // size 1: something to look at
+	plans  chan plan
 
 	mu     sync.Mutex
 	want   *datapath.Config
@@ -92,6 +96,7 @@ func New(k Kernel, cfg Config, log *slog.Logger) (*Loop, error) {
 	return &Loop{
 		kernel: k, cfg: cfg, log: log,
 		wake:   make(chan struct{}, 1),
+		plans:  make(chan plan),
 		done:   make(chan struct{}),
 		status: Status{Errors: map[datapath.Owner]error{}, Drift: map[string]uint64{}},
 	}, nil
@@ -179,6 +184,9 @@ func (l *Loop) Run(ctx context.Context) error {
 				settle.Reset(max(newsSettle, time.Until(w.calm)))
 				settling = true
 			}
+			continue
+		case p := <-l.plans:
+			w.plan(p)
 			continue
 		case <-settle.C:
 			settling = false

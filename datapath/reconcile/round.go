@@ -113,22 +113,46 @@ func (w *worker) attempt(ctx context.Context, want *datapath.Config) result {
 		w.mirror, w.nextRead, r.read = seen, time.Now().Add(w.cfg.Resync), true
 	}
 	defer w.kernel.Release()
-	for _, op := range datapath.Diff(w.mirror, want) {
-		err := r.obstacle(op)
-		if err == nil {
-			if err = w.kernel.Apply(ctx, op); err == nil {
-				w.mirror.Apply(op)
-				r.ops++
-				continue
-			}
-			if ctx.Err() != nil {
-				return r
-			}
-			r.doubt = r.doubt || datapath.FaultOf(err) == ""
+	for _, run := range datapath.Runs(datapath.Diff(w.mirror, want)) {
+		if w.apply(ctx, run, &r); ctx.Err() != nil {
+			return r
 		}
-		r.fail(op, err)
+	}
+	if len(r.errs) == 0 {
+		w.mirror.Settle(want)
 	}
 	return r
+}
+
+// apply does a run of operations, but for those with an obstacle.
+func (w *worker) apply(ctx context.Context, run []datapath.Op, r *result) {
+	var ops []datapath.Op
+	for _, op := range run {
+		if err := r.obstacle(op); err != nil {
+			r.fail(op, err)
+			continue
+		}
+		ops = append(ops, op)
+	}
+	var errs []error
+	switch len(ops) {
+	case 0:
+		return
+	case 1:
+		errs = []error{w.kernel.Apply(ctx, ops[0])}
+	default:
+		errs = w.kernel.ApplyEntries(ctx, ops)
+	}
+	for i, op := range ops {
+		switch err := errs[i]; {
+		case err == nil:
+			w.mirror.Apply(op)
+			r.ops++
+		case ctx.Err() == nil:
+			r.doubt = r.doubt || datapath.FaultOf(err) == ""
+			r.fail(op, err)
+		}
+	}
 }
 
 // obstacle is the earlier failure that stands in the way of op.
@@ -147,10 +171,16 @@ func (r *result) obstacle(op datapath.Op) error {
 	keys := []datapath.LinkKey{at, {NS: at.NS}}
 	switch op := op.(type) {
 	case datapath.AddLink:
-		keys = append(keys, datapath.LinkKey{NS: at.NS, Name: op.Master}, datapath.LinkKey{NS: op.Peer.NS})
+		keys = append(keys, datapath.LinkKey{NS: at.NS, Name: op.Master}, datapath.LinkKey{NS: op.Peer.NS}, datapath.LinkKey{NS: op.VXLAN.Underlay})
 	case datapath.UpLink:
-		if op.Kind == datapath.VXLAN && r.errs[""] != nil { // the allow-set is not loaded
+		if op.Kind != datapath.VXLAN {
+			break
+		}
+		if r.errs[""] != nil { // the allow-set is not loaded
 			return r.errs[""]
+		}
+		if u := op.VXLAN.Underlay; u != (datapath.NS{}) {
+			return r.within(u)
 		}
 	}
 	for _, k := range keys {
@@ -161,13 +191,31 @@ func (r *result) obstacle(op datapath.Op) error {
 	return nil
 }
 
+// within is what failed in a namespace that heddle made, or with its links.
+func (r *result) within(ns datapath.NS) error {
+	for k, err := range r.at {
+		if k.NS == ns {
+			return err
+		}
+	}
+	return nil
+}
+
 func (r *result) fail(op datapath.Op, err error) {
 	if r.errs[op.Owner()] == nil {
 		r.errs[op.Owner()] = err
 	}
-	switch op.(type) {
+	switch op := op.(type) {
 	case datapath.SetNamespace, datapath.AddLink:
 		r.at[op.At()] = err
+	case datapath.UpLink:
+		if op.Kind == datapath.WireGuard {
+			r.at[op.At()] = err
+		}
+	case datapath.SetFilter, datapath.AddAllow:
+		if op.At().NS != (datapath.NS{}) { // the host's is the node as a whole
+			r.at[op.At()] = err
+		}
 	}
 }
 
