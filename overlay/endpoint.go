@@ -1,6 +1,10 @@
 package overlay
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+	"time"
+)
 
 // Endpoint is a row of `endpoint ls`: one workload's place in one network. Interface and
 // Namespace are known on the endpoint's own node alone.
@@ -19,6 +23,8 @@ type Endpoint struct {
 	Namespace   string            `json:"Namespace,omitempty"`
 	Aliases     []string          `json:"Aliases,omitempty"`
 	Service     string            `json:"Service,omitempty"`
+	Health      string            `json:"Health,omitempty"`
+	Publish     []Publish         `json:"Publish,omitempty"` // on its own node alone
 	Labels      map[string]string `json:"Labels,omitempty"`
 }
 
@@ -53,6 +59,48 @@ type AttachRequest struct {
 	// GwPriority chooses among the networks of a workload: the default route goes through the one
 	// with the highest, of several with the same through the one whose name is first.
 	GwPriority int `json:"gwPriority,omitempty"`
+
+	Publish []Publish `json:"publish,omitempty"` // ports of this host that lead to the workload
+	Health  Health    `json:"health,omitzero"`   // of this endpoint alone; a command runs as this node's root
+}
+
+// RouteRank orders the default routes of a workload that is in several networks, and the networks in
+// which its questions for names are answered.
+type RouteRank struct {
+	Priority int
+	Network  string // its name
+	Endpoint EndpointID
+}
+
+// Compare is negative where r comes first: the highest priority does, then the first network by name.
+func (r RouteRank) Compare(o RouteRank) int {
+	return cmp.Or(cmp.Compare(o.Priority, r.Priority), cmp.Compare(r.Network, o.Network), cmp.Compare(r.Endpoint, o.Endpoint))
+}
+
+// MaxGrace bounds the grace of a DetachRequest.
+const MaxGrace = 10 * time.Minute
+
+// DetachRequest takes a workload off one network, or off all with Network "".
+type DetachRequest struct {
+	Name    string `json:"name"`
+	Network string `json:"network,omitempty"` // name, ID or the beginning of an ID
+
+	// Grace is how long connections may last, once all others send a service's endpoint nothing new;
+	// without connections it goes at once. Nil is 10 s.
+	Grace *time.Duration `json:"grace,omitempty"`
+}
+
+// Validate checks the grace.
+func (r DetachRequest) Validate() error {
+	if r.Grace != nil && (*r.Grace < 0 || *r.Grace > MaxGrace) {
+		return Errorf(Invalid, "--grace %s is out of range; use 0 to %s", *r.Grace, MaxGrace)
+	}
+	return nil
+}
+
+// DetachReply answers a detach that is done.
+type DetachReply struct {
+	Silent []string `json:"silent,omitempty"` // participants that have not acknowledged in time that it leaves
 }
 
 // AttachReply answers an attach that stands: the interface is up and its addresses usable.
@@ -97,6 +145,17 @@ func (r AttachRequest) Validate() error {
 		return Errorf(Invalid, "--mac %s is a group address; clear the lowest bit of its first byte", r.MAC)
 	case len(r.IfName) > 15 || !ifNameOK(r.IfName):
 		return Errorf(Invalid, "--ifname %q is no interface name; use at most 15 letters, digits, '_', '.' and '-'", r.IfName)
+	}
+	if r.Health.Kind != "" {
+		if err := r.Health.ValidateHealth(); err != nil {
+			return err
+		}
+		if r.Health.Kind != HealthCmd && r.Health.Port == 0 && r.Service == "" {
+			return Errorf(Invalid, "%s is to be probed at which port? add --health-port", r.Name)
+		}
+	}
+	if err := ValidatePublish(r.Publish, ""); err != nil {
+		return err
 	}
 	return validateLabels(r.Labels)
 }

@@ -15,7 +15,10 @@ type Facts struct {
 	Place
 	// Level is the cluster's feature level. Managers that said nothing of it have the first, and
 	// facts without it may lack what their reader did not know: they are fetched anew, whole.
-	Level      int                             `json:"level,omitempty"`
+	Level int `json:"level,omitempty"`
+	// Reads is the feature level of the build that took them in, which has left out what it did not
+	// know. Managers say nothing of it, nor did builds before the fourth level.
+	Reads      int                             `json:"reads,omitempty"`
 	Params     Params                          `json:"params"`
 	CA         []byte                          `json:"ca"` // the CA's certificate, DER
 	CAKey      []byte                          `json:"caKey"`
@@ -25,10 +28,12 @@ type Facts struct {
 	Removals   map[NodeID]Signed               `json:"removals"`
 	Networks   map[NetworkID]Network           `json:"networks"`
 	Leases     map[NetworkID]map[NodeID]Signed `json:"leases"`
+	// Services are those of the networks above, and those that are published on every node.
+	Services map[ServiceID]Service `json:"services,omitempty"`
 }
 
 // Delta is the difference between two Facts. Rows replace rows of the same key; Gone lists
-// take rows away.
+// take rows away, a network before rows of it come.
 type Delta struct {
 	V          int               `json:"v"`
 	Revision   uint64            `json:"revision"`
@@ -41,6 +46,8 @@ type Delta struct {
 	Removals   map[NodeID]Signed `json:"removals,omitempty"`
 	Networks   []Network         `json:"networks,omitempty"`
 	Leases     []LeaseRow        `json:"leases,omitempty"`
+	Services   []Service         `json:"services,omitempty"`
+	GoneServs  []ServiceID       `json:"goneServices,omitempty"`
 	GoneNodes  []NodeID          `json:"goneNodes,omitempty"`
 	GoneNets   []NetworkID       `json:"goneNetworks,omitempty"` // with all their leases
 	GoneLeases []LeaseRow        `json:"goneLeases,omitempty"`   // Signed is empty
@@ -87,6 +94,9 @@ func (d Delta) Apply(f *Facts) *Facts {
 	}
 	if len(d.Networks)+len(d.GoneNets) > 0 {
 		n.Networks = cloned(f.Networks)
+		for _, id := range d.GoneNets {
+			delete(n.Networks, id)
+		}
 		for _, row := range d.Networks {
 			n.Networks[row.ID] = row
 		}
@@ -94,17 +104,24 @@ func (d Delta) Apply(f *Facts) *Facts {
 	if len(d.Leases)+len(d.GoneLeases)+len(d.GoneNets) > 0 {
 		n.Leases = d.leases(f.Leases)
 	}
-	for _, id := range d.GoneNets {
-		delete(n.Networks, id)
-		delete(n.Leases, id)
+	if len(d.Services)+len(d.GoneServs) > 0 {
+		n.Services = cloned(f.Services)
+		for _, row := range d.Services {
+			n.Services[row.ID] = row
+		}
+		for _, id := range d.GoneServs {
+			delete(n.Services, id)
+		}
 	}
 	return &n
 }
 
-// leases is the leases after the delta, but for those of networks that are gone. A network
-// without a lease has no entry.
+// leases is the leases after the delta. A network without a lease has no entry.
 func (d Delta) leases(old map[NetworkID]map[NodeID]Signed) map[NetworkID]map[NodeID]Signed {
 	all := cloned(old)
+	for _, id := range d.GoneNets {
+		delete(all, id)
+	}
 	mine := map[NetworkID]bool{} // cloned already
 	of := func(id NetworkID) map[NodeID]Signed {
 		if !mine[id] {

@@ -63,6 +63,12 @@ func tombstone() Record {
 	return Record{V: 1, Place: place, Network: blueID, Endpoint: webID, Owner: nodeA, Incarnation: 1, Number: 5, Deleted: true}
 }
 
+func floor() Record {
+	r := tombstone()
+	r.Number, r.Floor = 9, 5
+	return r
+}
+
 func release() Release {
 	return Release{V: 1, Place: place, Network: blueID, Node: nodeA, Grants: lease().Grants[:1]}
 }
@@ -98,6 +104,7 @@ func statements(t testing.TB) map[string]Signed {
 		"node-record-v1": signed(t, DomainNodeRecord, "a", nodeRecord()),
 		"record-v1":      signed(t, DomainRecord, "a", record()),
 		"tombstone-v1":   signed(t, DomainRecord, "a", tombstone()),
+		"floor-v1":       signed(t, DomainRecord, "a", floor()),
 		"release-v1":     signed(t, DomainRelease, "a", release()),
 		"ring-key-v1":    trusting(t).Ring[0].Cert,
 	}
@@ -152,7 +159,7 @@ func TestGoldenStatements(t *testing.T) {
 	if _, err := tr.CheckRelease(kept["release-v1"], nodeA, pub32("a")); err != nil {
 		t.Error(err)
 	}
-	for _, r := range []string{"record-v1", "tombstone-v1"} {
+	for _, r := range []string{"record-v1", "tombstone-v1", "floor-v1"} {
 		if _, err := tr.CheckRecord(kept[r], kept["lease-v1"]); err != nil {
 			t.Errorf("%s: %v", r, err)
 		}

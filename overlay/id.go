@@ -13,6 +13,7 @@ type (
 	NodeID     string
 	NetworkID  string
 	EndpointID string
+	ServiceID  string
 )
 
 const shortID = 12 // digits shown in lists and used in kernel names, as Docker does
@@ -20,6 +21,7 @@ const shortID = 12 // digits shown in lists and used in kernel names, as Docker 
 func (id NodeID) Short() string     { return short(string(id)) }
 func (id NetworkID) Short() string  { return short(string(id)) }
 func (id EndpointID) Short() string { return short(string(id)) }
+func (id ServiceID) Short() string  { return short(string(id)) }
 
 func short(id string) string { return id[:min(len(id), shortID)] }
 

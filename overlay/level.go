@@ -8,10 +8,10 @@ import (
 // Level is the highest feature level that this build reads. The managers' state has a level,
 // which rises when all of them read the next one; what came in with a level is written, and
 // asked of others, from then on.
-const Level = 2
+const Level = 4
 
 // Features are, for people, what this build's level brings to a cluster.
-const Features = "updates of networks and address pools, release of idle addresses"
+const Features = "services"
 
 // Level is the highest feature level that a build reads. The first builds said nothing of it.
 func (h Hello) Level() int { return max(1, h.Reads["level"].Max) }

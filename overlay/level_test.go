@@ -22,7 +22,7 @@ func TestBehind(t *testing.T) {
 	}{
 		{1, "[]"}, // which every build reads
 		{2, "[n2 (heddle old, reads level 1) n3 (not heard of yet)]"},
-		{Level + 1, "[n1 (heddle new, reads level 2) n2 (heddle old, reads level 1) n3 (not heard of yet)]"},
+		{Level + 1, "[n1 (heddle new, reads level 4) n2 (heddle old, reads level 1) n3 (not heard of yet)]"},
 	} {
 		if got := fmt.Sprint(Behind(tc.level, nodes, said)); got != tc.want {
 			t.Errorf("level %d: %s, want %s", tc.level, got, tc.want)

@@ -29,14 +29,15 @@ type Subnet struct {
 
 // NetworkSpec is what an operator asks for.
 type NetworkSpec struct {
-	Name     string            `json:"name"`
-	Driver   string            `json:"driver"`
-	IPv4     bool              `json:"ipv4"` // has an IPv4 subnet, from the pool where Subnets names none
-	IPv6     bool              `json:"ipv6"`
-	Subnets  []Subnet          `json:"subnets,omitempty"` // a Gateway that is not set is the first usable address
-	Internal bool              `json:"internal,omitempty"`
-	Labels   map[string]string `json:"labels,omitempty"`
-	Options  map[string]string `json:"options,omitempty"`
+	Name      string            `json:"name"`
+	Driver    string            `json:"driver"`
+	IPv4      bool              `json:"ipv4"` // has an IPv4 subnet, from the pool where Subnets names none
+	IPv6      bool              `json:"ipv6"`
+	Subnets   []Subnet          `json:"subnets,omitempty"` // a Gateway that is not set is the first usable address
+	Internal  bool              `json:"internal,omitempty"`
+	Encrypted bool              `json:"encrypted,omitempty"` // what travels between nodes; level 3
+	Labels    map[string]string `json:"labels,omitempty"`
+	Options   map[string]string `json:"options,omitempty"`
 }
 
 // Network is a spec that the managers have accepted.

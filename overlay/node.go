@@ -65,8 +65,9 @@ type NodeRecord struct {
 	Gossip    netip.AddrPort `json:"gossip"`
 	DataPath4 netip.Addr     `json:"data4,omitzero"` // VTEP for plain networks
 	DataPath6 netip.Addr     `json:"data6,omitzero"`
-	MTU       int            `json:"mtu"`              // of the link that has the data-path address, in bytes
-	Routes    []netip.Prefix `json:"routes,omitempty"` // what its host routes, the widest, at most MaxRoutes
+	MTU       int            `json:"mtu"`                 // of the link that has the data-path address, in bytes
+	Routes    []netip.Prefix `json:"routes,omitempty"`    // what its host routes, the widest, at most MaxRoutes
+	WireGuard *WireGuard     `json:"wireguard,omitempty"` // nil where the node can't encrypt
 	Hello     Hello          `json:"hello"`
 }
 

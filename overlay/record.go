@@ -21,9 +21,11 @@ type Record struct {
 	Names       []string          `json:"names,omitempty"`
 	Service     string            `json:"service,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	Health      string            `json:"health,omitempty"`
+	Health      string            `json:"health,omitempty"`  // see HealthStarting and the others
+	Since       int64             `json:"since,omitempty"`   // of Health: Unix seconds by the owner's clock, for people
 	Deleted     bool              `json:"deleted,omitempty"` // a tombstone: the endpoint is gone; IPs and names are empty
 	Lease       string            `json:"lease,omitempty"`   // digest of the lease that covers IPs
+	Floor       uint64            `json:"floor,omitempty"`   // the owner's records of this incarnation up to that number count no more: what stands was stated again between it and this one
 }
 
 // Version orders the records of one owner in one network.

@@ -19,7 +19,8 @@ type NodeRow struct {
 	ManagerStatus string // "Leader", "Reachable", "Unreachable", "" for a worker
 	Version       string
 	Number        uint32
-	Self          bool `json:",omitempty"`
+	Encryption    string `json:",omitempty"` // what makes its WireGuard devices: "kernel" or "wireguard-go"
+	Self          bool   `json:",omitempty"`
 }
 
 // NetworkRow is a row of `network ls` and, whole, `network inspect`. Namespace, Bridge and
@@ -34,6 +35,7 @@ type NetworkRow struct {
 	EnableIPv4   bool
 	EnableIPv6   bool
 	Internal     bool
+	Encrypted    bool
 	Labels       map[string]string
 	Options      map[string]string
 	Participants []ParticipantRow
@@ -77,6 +79,47 @@ type ParticipantRow struct {
 	Node   NodeID
 	Name   string
 	Leased int // addresses of one family in its lease
+}
+
+// ServiceRow is a row of `service ls` and, whole, `service inspect`.
+type ServiceRow struct {
+	ID        ServiceID
+	Name      string
+	NetworkID NetworkID
+	Network   string // its name
+	Mode      EndpointMode
+	VIPs      []netip.Addr
+	Ports     []ServicePort
+	Publish   []Publish // with the ports that were chosen
+	Selector  map[string]string
+	Health    Health
+	Labels    map[string]string
+	Created   uint64 // Raft index
+	Updated   uint64 // Raft index of its last change
+	Backends  []BackendRow
+}
+
+// ServiceName is what the row is found by.
+func (r ServiceRow) ServiceName() ServiceName {
+	return ServiceName{r.ID, r.Name, r.NetworkID, r.Network}
+}
+
+// BackendRow is an endpoint behind a service, as who answers judges it.
+type BackendRow struct {
+	Endpoint EndpointID
+	Workload string
+	Node     string // its name
+	NodeID   NodeID
+	IPs      []netip.Addr
+	Used     bool      // names lead to it, and new connections
+	Out      string    `json:",omitempty"` // why it is out of rotation: "starting", "unhealthy", "leaving", "draining" or "suspended"
+	Detail   string    `json:",omitempty"` // what its node says of it
+	Since    time.Time `json:",omitzero"`  // of Out or, in rotation, of its health
+
+	// Connections is how many connections and UDP flows the workloads that are on the answering node have
+	// begun to it by the service's addresses, since its place in the rules was written there last. What
+	// came by a published port does not count. Managers do not know it.
+	Connections uint64
 }
 
 // TokenRow is a join token without its secret.
@@ -166,6 +209,7 @@ type Copy struct {
 	Networks  []NetworkRow
 	Nodes     []NodeRow
 	Endpoints []Endpoint
+	Services  []ServiceRow
 }
 
 // PortStatus is a port this node listens on.
@@ -190,6 +234,7 @@ type PeerStatus struct {
 	Name      string
 	Addr      string
 	State     string        // "alive", "suspect", "dead", "unknown"
+	Suspended time.Time     `json:",omitzero"` // since when its names and service addresses are: it is dead, and answers no probe
 	LastProbe time.Time     `json:",omitzero"`
 	RTT       time.Duration // of the last probe
 }

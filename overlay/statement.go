@@ -45,8 +45,12 @@ func Reads() map[string]Range {
 		string(DomainNodeRecord): one, string(DomainRecord): one, string(DomainRelease): one, string(DomainRingKey): one,
 		"command": one, "snapshot": one, "facts": one, "api": one, "join": one,
 		"gossip": one, "local": one, "disk": one, "level": {1, Level},
+		"floor": one, // of a record; earlier builds pass it on and do not look at it
 	}
 }
+
+// Floors says whether a build goes by the floor of a record.
+func (h Hello) Floors() bool { return h.Reads["floor"].Has(1) }
 
 // CheckVersion refuses a version of a format that this build does not read, by name.
 func CheckVersion(format string, v int) error {

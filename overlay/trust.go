@@ -3,6 +3,8 @@ package overlay
 import (
 	"crypto/ed25519"
 	"slices"
+	"strings"
+	"unicode"
 )
 
 // RingKey is a public half of a cluster signing key, certified by the CA: CASig is the CA
@@ -149,18 +151,25 @@ func (t Trust) CheckRelease(s Signed, node NodeID, key ed25519.PublicKey) (Relea
 	return r, nil
 }
 
+// maxHealth bounds what a record says of an endpoint's health, in bytes. People are shown it.
+const maxHealth = 512
+
 func (r Record) validate() error {
 	switch {
 	case !ValidID(string(r.Endpoint)) || !ValidID(string(r.Network)) || !ValidID(string(r.Owner)):
 		return Errorf(Invalid, "record: malformed ID")
 	case r.Number == 0 || r.Incarnation == 0:
 		return Errorf(Invalid, "record: no number")
+	case r.Floor >= r.Number:
+		return Errorf(Invalid, "record: a floor that is not below it")
 	case r.Deleted && (len(r.IPs) > 0 || len(r.Names) > 0):
 		return Errorf(Invalid, "record: a tombstone with addresses or names")
 	case !r.Deleted && (!r.MAC.IsUnicast() || len(r.IPs) == 0):
 		return Errorf(Invalid, "record: no unicast MAC or no address")
 	case !r.Deleted && ValidateName("workload", r.Workload) != nil:
 		return Errorf(Invalid, "record: malformed workload name")
+	case len(r.Health) > maxHealth || strings.ContainsFunc(r.Health, unicode.IsControl):
+		return Errorf(Invalid, "record: malformed health")
 	}
 	for i, ip := range r.IPs {
 		if slices.Contains(r.IPs[:i], ip) {

@@ -51,12 +51,17 @@ func TestCheckRecord(t *testing.T) {
 		{name: "removed owner", trust: func(t *Trust) { t.Removed[nodeA] = true }, kind: Denied, part: "was removed"},
 		{name: "no number", record: func(r *Record) { r.Number = 0 }, kind: Invalid, part: "no number"},
 		{name: "no incarnation", record: func(r *Record) { r.Incarnation = 0 }, kind: Invalid, part: "no number"},
+		{name: "floor", record: func(r *Record) { *r = floor() }},
+		{name: "floor above itself", record: func(r *Record) { r.Floor = r.Number }, kind: Invalid, part: "floor"},
 		{name: "malformed endpoint", record: func(r *Record) { r.Endpoint = "../../etc" }, kind: Invalid, part: "malformed ID"},
 		{name: "group MAC", record: func(r *Record) { r.MAC[0] = 1 }, kind: Invalid, part: "unicast"},
 		{name: "no address", record: func(r *Record) { r.IPs = nil }, kind: Invalid, part: "no address"},
 		{name: "address twice", record: func(r *Record) { r.IPs = append(r.IPs, r.IPs[0]) }, kind: Invalid, part: "twice"},
 		{name: "malformed name", record: func(r *Record) { r.Workload = "a b" }, kind: Invalid, part: "workload"},
 		{name: "malformed alias", record: func(r *Record) { r.Names = append(r.Names, "a\nb") }, kind: Invalid, part: "name"},
+		{name: "health of several lines", record: func(r *Record) { r.Health = "unhealthy: \x1b[2J\n" }, kind: Invalid, part: "health"},
+		{name: "health without end", record: func(r *Record) { r.Health = strings.Repeat("x", 600) }, kind: Invalid, part: "health"},
+		{name: "sick", record: func(r *Record) { r.Health = "unhealthy: …10.0.0.2:80: connection refused" }},
 		{name: "tombstone with addresses", record: func(r *Record) { r.Deleted = true }, kind: Invalid, part: "tombstone"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -232,7 +237,7 @@ func FuzzStatement(f *testing.F) {
 			_, errR := tr.CheckRemoval(s)
 			_, errC := tr.CheckRecord(s, sound["lease-v1"])
 			_, _, errN := tr.CheckNode(SignedNode{sound["identity-v1"], s})
-			known := slices.ContainsFunc([]string{"lease-v1", "identity-v1", "removal-v1", "record-v1", "tombstone-v1", "node-record-v1"}, func(n string) bool { return bytes.Equal(sound[n].Body, body) })
+			known := slices.ContainsFunc([]string{"lease-v1", "identity-v1", "removal-v1", "record-v1", "tombstone-v1", "floor-v1", "node-record-v1"}, func(n string) bool { return bytes.Equal(sound[n].Body, body) })
 			if (errL == nil || errI == nil || errR == nil || errC == nil || errN == nil) && !known {
 				t.Fatalf("believed %s", body)
 			}

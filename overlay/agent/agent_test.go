@@ -18,6 +18,8 @@ import (
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/names"
+	"github.com/heddle-net/heddle/overlay/plan"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -52,7 +54,10 @@ type world struct {
 	broken    map[datapath.Owner]error
 	published []overlay.Signed
 	told      chan overlay.Signed // the same, for who waits for one
+	skipped   []overlay.Version
+	floors    bool // the other node goes by them
 	silent    []overlay.NodeID
+	acks      time.Duration // until all have acknowledged
 	saved     Saved
 	saveErr   error
 	slow      *slowDisk
@@ -62,12 +67,19 @@ type world struct {
 	early     bool                       // a network was asked for before
 	ended     chan struct{}
 	links     []string
-	drawn     byte // of what is random
+	drawn     uint32 // of what is random
 	obstacles []string
+	bound     []datapath.Port // by programs of the host
+	def       overlay.Network // of blue
 	stated    overlay.Version
 	inodes    map[string]uint64 // of namespaces; default 7
 	routes    []netip.Prefix
 	boot      string
+	sick      map[string]string // what is wrong with workloads, by their namespaces
+	probed    map[string]int    // how often they were probed
+	following time.Duration     // that the resolver takes to follow
+	table     *names.Table      // what the resolver answers from
+	connected func(path string) (bool, error)
 }
 
 // gone is the inode of a namespace that is not there.
@@ -75,10 +87,10 @@ const gone = ^uint64(0)
 
 func newWorld() *world {
 	return &world{
-		factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
-		broken: map[datapath.Owner]error{}, inodes: map[string]uint64{}, boot: "b1", saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
+		def: blueNet, factsCh: make(chan struct{}, 1), peersCh: make(chan struct{}, 1), size: 4, limit: 8, ended: make(chan struct{}), told: make(chan overlay.Signed, 64),
+		broken: map[datapath.Owner]error{}, sick: map[string]string{}, probed: map[string]int{}, inodes: map[string]uint64{}, boot: "b1", saved: Saved{Counters: map[overlay.NetworkID]Counter{}, Barred: map[overlay.NetworkID][]overlay.Grant{}},
 		facts: &overlay.Facts{V: 1, Place: place, Level: overlay.Level, Params: overlay.Params{DataPathPort: 4789}, Nodes: map[overlay.NodeID]overlay.Node{
-			other: {ID: other, Name: "bee"},
+			other: {ID: other, Name: "bee", Role: overlay.Manager},
 		}},
 	}
 }
@@ -127,6 +139,16 @@ func (w *world) Grant(_ context.Context, ref string, want int, addrs []netip.Add
 	return w.grant(l)
 }
 
+func (w *world) Enter(ctx context.Context, id overlay.NetworkID) (Grant, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down {
+		return Grant{}, overlay.Errorf(overlay.Unavailable, "no manager answers")
+	}
+	w.grants++
+	return w.grant(overlay.Lease{V: 1, Place: place, Network: id, Node: self, Key: nodeKey.Public().(ed25519.PublicKey), Index: uint64(w.grants)})
+}
+
 func (w *world) Refill(ctx context.Context, id overlay.NetworkID) (Grant, error) {
 	return w.Grant(ctx, string(id), 0, nil)
 }
@@ -153,17 +175,33 @@ func (w *world) Release(_ context.Context, s overlay.Signed) (Grant, error) {
 func (w *world) grant(l overlay.Lease) (Grant, error) {
 	w.lease = l
 	s, err := overlay.Sign(overlay.DomainLease, ring, l)
-	return Grant{Network: blueNet, Leases: map[overlay.NodeID]overlay.Signed{self: s}, Revision: l.Index}, err
+	return Grant{Network: w.def, Leases: map[overlay.NodeID]overlay.Signed{self: s}, Revision: l.Index}, err
 }
 
-func (w *world) Publish(_ context.Context, _ overlay.NetworkID, r []overlay.Signed, _ overlay.Signed) ([]overlay.NodeID, error) {
+func (w *world) Publish(ctx context.Context, _ overlay.NetworkID, r []overlay.Signed, _ overlay.Signed) ([]overlay.NodeID, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.published = append(w.published, r...)
 	for _, s := range r {
 		w.told <- s
 	}
-	return w.silent, nil
+	silent, acks := w.silent, w.acks
+	w.mu.Unlock()
+	if acks > 0 {
+		select {
+		case <-time.After(acks):
+		case <-ctx.Done():
+			silent = []overlay.NodeID{other}
+		}
+	}
+	return silent, nil
+}
+
+func (w *world) Skip(_ overlay.NetworkID, from, to overlay.Version) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for v := from; v.Compare(to) <= 0; v.Number++ {
+		w.skipped = append(w.skipped, v)
+	}
 }
 
 func (w *world) Sync(_ context.Context, id overlay.NetworkID, _ overlay.Signed) error {
@@ -183,7 +221,9 @@ func (w *world) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID,
 	}
 }
 
-func (w *world) Claims(overlay.NetworkID) []overlay.Claim { return nil }
+func (w *world) Suspended() map[overlay.NodeID]time.Time { return nil }
+
+func (w *world) Claims(overlay.NetworkID) []*overlay.Claim { return nil }
 func (w *world) Stated(overlay.NetworkID) overlay.Version {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -191,7 +231,13 @@ func (w *world) Stated(overlay.NetworkID) overlay.Version {
 }
 
 func (w *world) Nodes() map[overlay.NodeID]overlay.NodeRecord {
-	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	bee := overlay.NodeRecord{DataPath4: netip.MustParseAddr("192.0.2.2"), MTU: 1500}
+	if w.floors {
+		bee.Hello.Reads = overlay.Reads()
+	}
+	return map[overlay.NodeID]overlay.NodeRecord{self: {DataPath4: netip.MustParseAddr("192.0.2.1"), MTU: 1500}, other: bee}
 }
 func (w *world) Revision() uint64         { return 0 }
 func (w *world) Applied(uint64)           {}
@@ -229,10 +275,19 @@ func (w *world) Inode(path string) (uint64, error) {
 	}
 	return 7, nil
 }
+
+// tunnelsOf is the world as a node's WireGuard devices.
+type tunnelsOf struct{ w *world }
+
+func (t tunnelsOf) Tunnels() plan.Tunnels    { return plan.Tunnels{} }
+func (t tunnelsOf) Changed() <-chan struct{} { return nil }
+
 func (w *world) Routes() ([]netip.Prefix, error)         { return w.routes, nil }
 func (w *world) LinkNames(datapath.NS) ([]string, error) { return w.links, nil }
 func (w *world) Err(datapath.Owner) error                { return nil }
-func (w *world) Obstacles(uint16, bool) []string         { return w.obstacles }
+func (w *world) Bound() ([]datapath.Port, error)         { return w.bound, nil }
+func (w *world) Program(datapath.Port) string            { return "nginx (PID 7)" }
+func (w *world) Obstacles(bool, ...uint16) []string      { return w.obstacles }
 
 func (w *world) Load() (Saved, error) { w.mu.Lock(); defer w.mu.Unlock(); return w.saved, nil }
 func (w *world) Save(c Change) error {
@@ -259,6 +314,9 @@ func (w *world) Save(c Change) error {
 		w.saved.Records = append(w.saved.Records, r)
 		w.saved.Counters[c.Network] = c.Counter
 	}
+	if c.Floor != (overlay.Version{}) {
+		w.saved.Records = slices.DeleteFunc(w.saved.Records, func(r OwnRecord) bool { return r.Version().Compare(c.Floor) <= 0 })
+	}
 	if c.Barred != nil {
 		w.saved.Barred[c.Network] = *c.Barred
 	}
@@ -267,6 +325,9 @@ func (w *world) Save(c Change) error {
 	}
 	return nil
 }
+
+func (w *world) Answer(t *names.Table) { w.mu.Lock(); defer w.mu.Unlock(); w.table = t }
+func (w *world) Follow()               { time.Sleep(w.following) }
 
 func (w *world) Started(pid int) (uint64, error) { return uint64(pid) * 10, nil }
 func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
@@ -278,12 +339,34 @@ func (w *world) Ended(ctx context.Context, _ int, _ uint64) error {
 	}
 }
 
+func (w *world) Probe(_ context.Context, ns datapath.NS, _ overlay.Health, _ netip.AddrPort) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.probed[ns.Path]++
+	if why := w.sick[ns.Path]; why != "" {
+		return errors.New(why)
+	}
+	return nil
+}
+
+func (w *world) Connected(ns datapath.NS, _ []netip.Addr) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.connected == nil {
+		return false, nil
+	}
+	return w.connected(ns.Path)
+}
+
 // start runs an agent in w until the test ends or stop is called.
 func start(t *testing.T, w *world) (a *Agent, stop func()) {
 	t.Helper()
 	a, err := New(Config{
-		Self: self, Name: "ay", Key: nodeKey, Boot: w.boot, Facts: factsOf{w}, Control: w, Peers: w, Datapath: w, Processes: w, Store: w,
-		Random: func(b []byte) { w.drawn++; b[0], b[len(b)-1] = w.drawn, w.drawn }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Self: self, Name: "ay", Key: nodeKey, Boot: w.boot, Facts: factsOf{w}, Control: w, Peers: w, Tunnels: tunnelsOf{w}, Datapath: w, Processes: w, Workloads: w, Resolver: w, Store: w,
+		Random: func(b []byte) {
+			w.drawn++
+			b[0], b[1], b[len(b)-1] = byte(w.drawn), byte(w.drawn>>8), byte(w.drawn>>16)
+		}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -303,6 +386,11 @@ func attach(t *testing.T, a *Agent, name string) overlay.Endpoint {
 		t.Fatalf("attach %s: %v", name, err)
 	}
 	return r.Endpoint
+}
+
+func detach(ctx context.Context, a *Agent, name, network string) error {
+	_, err := a.Detach(ctx, overlay.DetachRequest{Name: name, Network: network})
+	return err
 }
 
 func TestAttachIsLocalAfterTheFirst(t *testing.T) {
@@ -359,7 +447,7 @@ func TestLeaseIsRefilledThenFull(t *testing.T) {
 	if overlay.KindOf(err) != overlay.Exhausted {
 		t.Fatalf("ninth attach: %v", err)
 	}
-	if err := a.Detach(t.Context(), "c", ""); err != nil {
+	if err := detach(t.Context(), a, "c", ""); err != nil {
 		t.Fatal(err)
 	}
 	if e := attach(t, a, "i"); e.IPv4.String() != "10.20.0.4/24" {
@@ -372,7 +460,7 @@ func TestAddressesAreReusedLast(t *testing.T) {
 	w.size = 8
 	a, _ := start(t, w)
 	gone := attach(t, a, "web").IPv4
-	if err := a.Detach(t.Context(), "web", "blue"); err != nil {
+	if err := detach(t.Context(), a, "web", "blue"); err != nil {
 		t.Fatal(err)
 	}
 	if e := attach(t, a, "db"); e.IPv4 == gone {
@@ -395,6 +483,14 @@ func TestRefused(t *testing.T) {
 		{"address of no subnet", overlay.AttachRequest{Name: "x", Network: "blue", IP: netip.MustParseAddr("10.99.0.1")}, nil, overlay.Invalid, "10.99.0.1"},
 		{"taken interface name", overlay.AttachRequest{Name: "x", Network: "blue", Netns: "/ns", IfName: "lan0"}, func(w *world) { w.links = []string{"lo", "lan0"} }, overlay.Exists, "lan0"},
 		{"full disk", overlay.AttachRequest{Name: "x", Network: "blue"}, func(w *world) { w.saveErr = errors.New("no space left on device") }, overlay.Internal, "no space"},
+		{"a port that a program has", overlay.AttachRequest{Name: "x", Network: "blue", Publish: []overlay.Publish{{Port: 80, Target: 80, Proto: "tcp"}}}, func(w *world) {
+			w.bound = []datapath.Port{{Proto: "tcp", Port: 80, At: netip.MustParseAddr("192.0.2.1")}}
+		}, overlay.InUse, "taken by the program nginx (PID 7)"},
+		{"a port of a service", overlay.AttachRequest{Name: "x", Network: "blue", Publish: []overlay.Publish{{Port: 80, Target: 80, Proto: "tcp"}}}, func(w *world) {
+			w.facts.Services = map[overlay.ServiceID]overlay.Service{"s": {ID: "s", Network: blue, ServiceSpec: overlay.ServiceSpec{
+				Name: "web", Publish: []overlay.Publish{{Port: 80, Target: 8080, Proto: "tcp", Mode: overlay.PublishIngress}},
+			}}}
+		}, overlay.InUse, "taken by the service web"},
 		{"kernel refuses", overlay.AttachRequest{Name: "x", Network: "blue"}, func(w *world) { w.broken["eth0"] = overlay.Errorf(overlay.Exists, "foreign eth0") }, overlay.Exists, "foreign"},
 	}
 	for _, tc := range cases {
@@ -423,7 +519,7 @@ func TestDetachOnAFullDisk(t *testing.T) {
 	e := attach(t, a, "web")
 	<-w.told
 	w.set(func() { w.saveErr = errors.New("no space left on device") })
-	if err := a.Detach(t.Context(), "web", ""); err == nil || !strings.Contains(err.Error(), "no space") {
+	if err := detach(t.Context(), a, "web", ""); err == nil || !strings.Contains(err.Error(), "no space") {
 		t.Fatalf("detached: %v", err)
 	}
 	if rows, err := a.Endpoints(t.Context()); err != nil || len(rows) != 1 || rows[0].State != overlay.EndpointReady || len(w.config.Links) == 0 {
@@ -434,8 +530,11 @@ func TestDetachOnAFullDisk(t *testing.T) {
 		t.Error("the others were told that it is gone")
 	default:
 	}
+	if want := []overlay.Version{{Incarnation: 1, Number: 2}}; !slices.Equal(w.skipped, want) {
+		t.Errorf("the others wait for what was never said: skipped are %v, want %v", w.skipped, want)
+	}
 	w.set(func() { w.saveErr = nil })
-	if err := a.Detach(t.Context(), "web", ""); err != nil {
+	if err := detach(t.Context(), a, "web", ""); err != nil {
 		t.Fatal(err)
 	}
 	<-w.told
@@ -490,7 +589,7 @@ func TestRestart(t *testing.T) {
 	a, stop := start(t, w)
 	before := attach(t, a, "web")
 	attach(t, a, "db")
-	if err := a.Detach(t.Context(), "db", ""); err != nil {
+	if err := detach(t.Context(), a, "db", ""); err != nil {
 		t.Fatal(err)
 	}
 	stop()

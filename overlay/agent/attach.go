@@ -17,8 +17,10 @@ import (
 // endpoint is one of this node's own endpoints.
 type endpoint struct {
 	Row
-	state overlay.EndpointState
-	busy  chan struct{} // closed when what is under way with it (attach, detach, loss) has ended; nil when nothing is
+	state   overlay.EndpointState
+	busy    chan struct{} // closed when what is under way with it (attach, detach, loss, a change of its record) has ended; nil when nothing is
+	probes  []*watching   // in the order of its checks
+	leaving *leaving      // nil unless it is being detached, and has a grace
 }
 
 // begin marks that something is under way, which others wait for. In the loop.
@@ -31,13 +33,13 @@ func (e *endpoint) end() {
 }
 
 func (e *endpoint) plan() plan.Endpoint {
-	return plan.Endpoint{ID: e.ID, Network: e.Network, MAC: e.MAC, IPs: e.IPs, Namespace: e.Namespace, Make: e.Make, IfName: e.IfName, Host: e.Host, Priority: e.Priority}
+	return plan.Endpoint{ID: e.ID, Network: e.Network, MAC: e.MAC, IPs: e.IPs, Namespace: e.Namespace, Make: e.Make, IfName: e.IfName, Host: e.Host, Priority: e.Priority, Publish: e.Publish, Leaves: e.Leaving != 0}
 }
 
 func (e *endpoint) record() overlay.Record {
 	return overlay.Record{
 		Endpoint: e.ID, Workload: e.Workload, MAC: e.MAC, IPs: e.IPs,
-		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels,
+		Names: append([]string{e.Workload}, e.Aliases...), Service: e.Service, Labels: e.Labels, Health: e.Health, Since: e.Since,
 	}
 }
 
@@ -87,9 +89,18 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 	}
 	reply := overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}
 	if at.first { // later ones would tell the same
-		reply.Warnings = a.Datapath.Obstacles(a.Facts.Facts().Params.DataPathPort, !at.n.def.Internal)
+		reply.Warnings = a.Datapath.Obstacles(!at.n.def.Internal, a.ports(at.n.def)...)
 	}
 	return reply, nil
+}
+
+// ports are the UDP ports that frames of a network come in by.
+func (a *Agent) ports(n overlay.Network) []uint16 {
+	if !n.Encrypted {
+		return []uint16{a.Facts.Facts().Params.DataPathPort}
+	}
+	says := a.Tunnels.Tunnels().Says
+	return []uint16{says.Tunnels[0].Port, says.Tunnels[1].Port}
 }
 
 // place makes the endpoint in the view, asking for more addresses where the lease has none.
@@ -108,6 +119,7 @@ func (a *Agent) place(ctx context.Context, id overlay.NetworkID, r overlay.Attac
 		switch {
 		case busy != nil:
 			try--
+			wire.Waiting(ctx, "what is under way with "+r.Name)
 			refused = await(ctx, busy, "what is under way with "+r.Name)
 		case errors.Is(err, errNotLeased):
 			refused = a.more(ctx, id, 0, named(r))
@@ -167,6 +179,12 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if old != nil && old.state != overlay.EndpointLost {
 		return attached{e: old, n: n, record: n.own[old.ID], lease: n.leases[a.Self], there: true, gen: a.replan()}, nil
 	}
+	if err := a.admits(); err != nil {
+		return attached{}, err
+	}
+	if datapath.MAC(r.MAC) == plan.GatewayMAC {
+		return attached{}, overlay.Errorf(overlay.Invalid, "--mac %s is the gateway's in every network; choose another", r.MAC)
+	}
 	if r.Host {
 		if err := a.hides(n); err != nil {
 			return attached{}, err
@@ -174,8 +192,11 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	}
 	e := &endpoint{state: overlay.EndpointPending, Row: Row{
 		V: 1, Network: id, Workload: r.Name, MAC: r.MAC, Host: t.host, Priority: r.GwPriority, Boot: a.Boot,
-		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: t.session, Started: t.start,
+		Namespace: t.ns, Make: t.make, Aliases: r.Aliases, Service: r.Service, Labels: r.Labels, PID: t.session, Started: t.start, Check: r.Health,
 	}}
+	if len(a.checks(e)) > 0 {
+		e.Health, e.Since = overlay.HealthStarting, time.Now().Unix()
+	}
 	var kept Row
 	if old != nil { // it is found again
 		kept = old.Row
@@ -192,6 +213,9 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if e.IPs, err = a.addresses(n, r, kept.IPs); err != nil {
 		return attached{}, err
 	}
+	if e.Publish, err = a.published(n, r, kept.Publish, t.bound); err != nil {
+		return attached{}, err
+	}
 	if e.IfName, err = a.ifName(r, t); err != nil {
 		return attached{}, err
 	}
@@ -201,7 +225,7 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	}
 	at := attached{e: e, n: n, found: old != nil, first: len(a.used(id)) == 0, record: record, lease: n.leases[a.Self], change: n.change()}
 	row := e.Row
-	at.change.Put, at.change.Records = &row, []OwnRecord{{Network: id, Endpoint: e.ID, Signed: record}}
+	at.change.Put, at.change.Records = &row, append(at.change.Records, OwnRecord{Network: id, Endpoint: e.ID, Signed: record})
 	e.begin()
 	a.endpoints[e.ID] = e
 	if n.saved != n.revision {
@@ -226,7 +250,7 @@ func (a *Agent) standing(n *network, r overlay.AttachRequest, t target) (*endpoi
 			continue
 		}
 		same := e.Namespace == t.ns && e.Make == t.make && e.PID == t.session && (r.IfName == "" || r.IfName == e.IfName) &&
-			(!r.IP.IsValid() || slices.Contains(e.IPs, r.IP)) && (!r.IP6.IsValid() || slices.Contains(e.IPs, r.IP6))
+			asPublished(r.Publish, e.Publish) && (!r.IP.IsValid() || slices.Contains(e.IPs, r.IP)) && (!r.IP6.IsValid() || slices.Contains(e.IPs, r.IP6))
 		if !same && e.state != overlay.EndpointLost {
 			return nil, overlay.Errorf(overlay.Exists, "%s is attached to network %s already (%s in %s); detach it first, or take another name",
 				r.Name, n.def.Name, e.IfName, e.Namespace.Path)
@@ -308,6 +332,9 @@ func owners(e *endpoint) []datapath.Owner {
 	if e.Make != "" {
 		o = append(o, plan.NamespaceOwner(e.Make))
 	}
+	if len(e.Publish) > 0 {
+		o = append(o, plan.PublishOwner)
+	}
 	return o
 }
 
@@ -330,10 +357,17 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 	if err = first(<-told, err); err != nil {
 		return nil, err
 	}
+	a.Resolver.Follow()
 	return silent, a.do(context.WithoutCancel(ctx), func(life context.Context) {
 		at.e.state = overlay.EndpointReady
 		at.e.end()
 		a.watch(life, at.e)
+		a.mind(life, at.e)
+		if a.serves(at.e) {
+			a.replan() // this node's own workloads reach it, too
+			return
+		}
+		a.nameFrom(a.view())
 	})
 }
 
@@ -341,11 +375,31 @@ func (a *Agent) realise(ctx context.Context, at attached) (silent []string, err 
 func (a *Agent) tell(ctx context.Context, id overlay.NetworkID, record, lease overlay.Signed) (silent []string, err error) {
 	wait, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
-	late, err := a.Peers.Publish(wait, id, []overlay.Signed{record}, lease)
+	return a.tellUntil(wait, id, record, lease)
+}
+
+// tellUntil is tell for as long as ctx lasts. The first record of a new life takes away what was said
+// before, so that what stands goes with it.
+func (a *Agent) tellUntil(ctx context.Context, id overlay.NetworkID, record, lease overlay.Signed) (silent []string, err error) {
+	var renewed []OwnRecord
+	_ = a.do(context.WithoutCancel(ctx), func(context.Context) { // whoever asked may have gone; it is told all the same
+		if n := a.networks[id]; n != nil {
+			renewed = n.renewed
+		}
+	})
+	late, err := a.Peers.Publish(ctx, id, append(signed(Change{Records: renewed}), record), lease)
+	if err != nil {
+		a.unsaid(id, record)
+	}
 	for _, node := range late {
 		silent = append(silent, a.nodeName(node))
 	}
 	return silent, err
+}
+
+// unsaid notes that a record is never told: others must not wait for its number.
+func (a *Agent) unsaid(id overlay.NetworkID, record overlay.Signed) {
+	a.Peers.Skip(id, number(record), number(record))
 }
 
 // complete waits until what the participants hold of a network stands in the kernel too.
@@ -366,6 +420,7 @@ func (a *Agent) complete(ctx context.Context, at attached) error {
 func (a *Agent) withdraw(at attached) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	a.unsaid(at.e.Network, at.record)
 	_ = a.do(ctx, func(life context.Context) {
 		at.n.saved = 0 // the disk may lack it
 		if at.found {

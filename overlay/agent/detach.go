@@ -5,61 +5,96 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/wire"
 )
 
-// Detach takes a workload off a network, or off all with an empty ref. It needs no manager.
-func (a *Agent) Detach(ctx context.Context, name, ref string) error {
-	var gone []*endpoint
-	err := a.do(ctx, func(life context.Context) {
+// Detach takes a workload off a network, or off all without one. What is in a service leaves first:
+// when all others send it nothing new, its connections have a grace. It needs no manager.
+func (a *Agent) Detach(ctx context.Context, r overlay.DetachRequest) (reply overlay.DetachReply, err error) {
+	if err := r.Validate(); err != nil {
+		return reply, err
+	}
+	gone, err := a.attachedAs(ctx, r.Name, r.Network)
+	if err != nil {
+		return reply, err
+	}
+	if len(gone) == 0 {
+		if r.Network != "" {
+			return reply, overlay.Errorf(overlay.NotFound, "%s is not attached to network %s on this node; `heddle endpoint ls --local` lists what is", r.Name, r.Network)
+		}
+		return reply, overlay.Errorf(overlay.NotFound, "%s is not attached on this node; `heddle endpoint ls --local` lists what is", r.Name)
+	}
+	grace := graceTime
+	if r.Grace != nil {
+		grace = *r.Grace
+	}
+	reply.Silent, err = a.removeAll(ctx, gone, grace)
+	return reply, err
+}
+
+// attachedAs are the endpoints of a workload, in the network that ref means or in all.
+func (a *Agent) attachedAs(ctx context.Context, name, ref string) (all []*endpoint, err error) {
+	err = a.do(ctx, func(context.Context) {
 		for _, e := range a.endpoints {
 			n := a.network(e.Network)
 			if e.Workload == name && (ref == "" || ref == n.def.Name || strings.HasPrefix(string(e.Network), ref)) {
-				gone = append(gone, e)
+				all = append(all, e)
 			}
 		}
 	})
-	if err != nil {
-		return err
-	}
-	if len(gone) == 0 {
-		if ref != "" {
-			return overlay.Errorf(overlay.NotFound, "%s is not attached to network %s on this node; `heddle endpoint ls --local` lists what is", name, ref)
-		}
-		return overlay.Errorf(overlay.NotFound, "%s is not attached on this node; `heddle endpoint ls --local` lists what is", name)
-	}
-	wire.Waiting(ctx, "the other participants to forget "+name)
-	for _, e := range gone {
-		if err := a.remove(ctx, e); err != nil {
-			return err
-		}
-	}
-	return nil
+	return all, err
 }
 
-// remove takes an endpoint off, once what is under way with it has ended. One that is gone by then
-// is no error.
-func (a *Agent) remove(ctx context.Context, e *endpoint) error {
+// removeAll takes endpoints off beside each other, so that their graces are one. It answers who has
+// not acknowledged that they leave, and the first error.
+func (a *Agent) removeAll(ctx context.Context, all []*endpoint, grace time.Duration) (silent []string, err error) {
+	late, errs := make([][]string, len(all)), make([]error, len(all))
+	var each sync.WaitGroup
+	for i, e := range all {
+		each.Go(func() { late[i], errs[i] = a.remove(ctx, e, grace) })
+	}
+	each.Wait()
+	silent = slices.Concat(late...)
+	slices.Sort(silent)
+	return slices.Compact(silent), first(errs...)
+}
+
+// remove takes an endpoint off, once what is under way with it has ended. One that leaves already
+// does so by the shorter grace. One that is gone by then is no error.
+func (a *Agent) remove(ctx context.Context, e *endpoint, grace time.Duration) ([]string, error) {
 	for {
 		var busy chan struct{}
+		var l *leaving
 		there := false
-		if err := a.do(ctx, func(context.Context) {
-			if there = a.endpoints[e.ID] == e; there {
-				if busy = e.busy; busy == nil {
-					e.begin()
+		if err := a.do(ctx, func(life context.Context) {
+			if there = a.endpoints[e.ID] == e; !there {
+				return
+			}
+			if l, busy = e.leaving, e.busy; l != nil {
+				l.hasten(time.Now().Add(grace))
+			} else if busy == nil {
+				e.begin()
+				if grace != atOnce && e.state == overlay.EndpointReady && a.serves(e) && !a.alone(e) {
+					l = a.depart(life, e, grace)
 				}
 			}
 		}); err != nil || !there {
-			return err
+			return nil, err
 		}
-		if busy == nil {
-			return a.takeOff(ctx, e)
+		switch {
+		case l != nil:
+			wire.Waiting(ctx, "the connections of "+e.Workload+" to end")
+			return l.await(ctx, e.Workload)
+		case busy == nil:
+			wire.Waiting(ctx, "the other participants to forget "+e.Workload)
+			return nil, a.takeOff(ctx, e)
 		}
 		if err := await(ctx, busy, "what is under way with "+e.Workload); err != nil {
-			return err
+			return nil, err
 		}
 	}
 }
@@ -81,7 +116,7 @@ func (a *Agent) takeOff(ctx context.Context, e *endpoint) error {
 		}
 		c = n.change()
 		c.Delete = append(c.Delete, e.ID)
-		c.Records = []OwnRecord{{Network: e.Network, Endpoint: e.ID, Signed: tombstone, Released: e.IPs}}
+		c.Records = append(c.Records, OwnRecord{Network: e.Network, Endpoint: e.ID, Signed: tombstone, Released: e.IPs})
 	}); e != nil || err != nil {
 		return first(e, err)
 	}
@@ -92,8 +127,10 @@ func (a *Agent) takeOff(ctx context.Context, e *endpoint) error {
 		n := a.network(e.Network)
 		if unsaved != nil && e.state != overlay.EndpointPending {
 			n.own[e.ID], err = before, unsaved
+			a.unsaid(e.Network, tombstone)
 			return
 		}
+		e.rest()
 		if unsaved != nil { // it goes with the next change
 			n.forsaken = append(n.forsaken, e.ID)
 		}
@@ -154,7 +191,7 @@ func (a *Agent) watch(ctx context.Context, e *endpoint) {
 // removeInTheEnd tries until the endpoint is gone, as when the disk is full, or ctx ends.
 func (a *Agent) removeInTheEnd(ctx context.Context, e *endpoint) {
 	for {
-		err := a.remove(ctx, e)
+		_, err := a.remove(ctx, e, graceTime)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -190,12 +227,8 @@ func (a *Agent) Drop(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	for _, e := range all {
-		if err := a.remove(ctx, e); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := a.removeAll(ctx, all, atOnce)
+	return err
 }
 
 func (a *Agent) describe(e *endpoint) (row overlay.Endpoint) {
@@ -209,6 +242,7 @@ func (a *Agent) row(e *endpoint) overlay.Endpoint {
 	r := overlay.Endpoint{
 		ID: e.ID, Name: e.Workload, Node: a.Self, NodeName: a.Name, NetworkID: e.Network, NetworkName: n.def.Name,
 		MAC: e.MAC, State: e.state, Interface: e.IfName, Namespace: e.Namespace.Path, Aliases: e.Aliases, Service: e.Service, Labels: e.Labels,
+		Health: e.Health, Publish: e.Publish,
 	}
 	if e.state == overlay.EndpointReady {
 		for _, o := range owners(e) {

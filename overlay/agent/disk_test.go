@@ -87,7 +87,7 @@ func TestDetachOfALostWorkloadMeetsItsAttach(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		held, free := w.slowDown(deletes)
 		detached, attached := make(chan error, 1), make(chan error, 1)
-		go func() { detached <- a.Detach(t.Context(), "web", "") }()
+		go func() { detached <- detach(t.Context(), a, "web", "") }()
 		<-held
 		go func() {
 			_, err := a.Attach(t.Context(), overlay.AttachRequest{Name: "web", Network: "blue", Netns: "/web2"})
@@ -178,26 +178,31 @@ func TestKilledInANewLife(t *testing.T) {
 		attach(t, a, "web")
 		attach(t, a, "db")
 		w.set(func() { w.stated = overlay.Version{Incarnation: 1, Number: 50} })
-		_, free := w.slowDown(func(c Change) bool { return len(c.Records) > 1 })
+		_, free := w.slowDown(func(c Change) bool { return c.Put == nil && len(c.Records) > 1 })
 		w.peersCh <- struct{}{}
 		synctest.Wait()
-		attach(t, a, "late") // puts the new life on the disk
+		all := func(when string) {
+			t.Helper()
+			newest := map[string]uint64{}
+			for _, s := range w.published {
+				r := record(t, s)
+				newest[r.Workload] = max(newest[r.Workload], r.Incarnation)
+			}
+			for _, name := range []string{"web", "db", "late"} {
+				if newest[name] != 2 {
+					t.Errorf("%s was stated in life %d %s, want 2", name, newest[name], when)
+				}
+			}
+			w.set(func() { w.published = nil })
+		}
+		attach(t, a, "late") // puts the new life on the disk, and takes the old one from the others
+		all("with the first of it")
 		free(errKilled)
 		stop()
-		w.set(func() { w.published = nil })
 		_, stop = start(t, w)
 		defer stop()
 		synctest.Wait()
-		newest := map[string]uint64{}
-		for _, s := range w.published {
-			r := record(t, s)
-			newest[r.Workload] = max(newest[r.Workload], r.Incarnation)
-		}
-		for _, name := range []string{"web", "db", "late"} {
-			if newest[name] != 2 {
-				t.Errorf("%s was stated in life %d, want 2", name, newest[name])
-			}
-		}
+		all("after a restart")
 	})
 }
 
@@ -224,5 +229,29 @@ func TestALeaseIsNotShredded(t *testing.T) {
 	left, _ := overlay.Split(w.leased().Grants, s.Grants)
 	if len(s.Grants) < maxRuns/2 || len(s.Grants) > maxRuns || len(left) > maxRuns {
 		t.Errorf("%d runs are given up, and the lease is left with %d", len(s.Grants), len(left))
+	}
+}
+
+// A detach whose asker has gone meanwhile is told all the same: nobody would tell of it later.
+func TestADetachIsToldThoughItsAskerHasGone(t *testing.T) {
+	for range 20 { // a call to the loop takes either way when its context has ended
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			a, stop := start(t, w)
+			defer stop()
+			attach(t, a, "web")
+			held, free := w.slowDown(deletes)
+			w.set(func() { w.published = nil })
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- detach(ctx, a, "web", "") }()
+			<-held
+			cancel()
+			free(nil)
+			<-done
+			if len(w.published) != 1 || !record(t, w.published[0]).Deleted {
+				t.Errorf("%d records were told, want the tombstone", len(w.published))
+			}
+		})
 	}
 }

@@ -20,7 +20,7 @@ const (
 // that run may have left its number to another. Before the loop runs.
 func (a *Agent) awake(ctx context.Context) {
 	for _, e := range a.endpoints {
-		if e.state != overlay.EndpointLost && e.Make == "" && !e.Host && e.Boot != a.Boot {
+		if e.state != overlay.EndpointLost && e.Make == "" && !e.Host && e.Boot != a.Boot && e.Leaving == 0 {
 			a.lose(ctx, e)
 		}
 	}
@@ -66,6 +66,8 @@ func (a *Agent) lose(ctx context.Context, e *endpoint) {
 		e.begin()
 	}
 	e.state, e.Lost = overlay.EndpointLost, time.Now().Unix()
+	e.Health, e.Since = "", 0
+	e.rest()
 	n := a.network(e.Network)
 	n.linger = time.Now().Add(lingerTime)
 	a.replan()
@@ -76,7 +78,7 @@ func (a *Agent) lose(ctx context.Context, e *endpoint) {
 		return
 	}
 	row, lease, c := e.Row, n.leases[a.Self], n.change()
-	c.Put, c.Records = &row, []OwnRecord{{Network: e.Network, Endpoint: e.ID, Signed: s}}
+	c.Put, c.Records = &row, append(c.Records, OwnRecord{Network: e.Network, Endpoint: e.ID, Signed: s})
 	a.background(func() {
 		if err := a.save(c); err != nil {
 			a.Log.Error("keep a lost workload's row", "endpoint", row.ID, "err", err)

@@ -205,7 +205,7 @@ func TestTheHostItself(t *testing.T) {
 		t.Fatalf("%+v, %v", r.Endpoint, err)
 	}
 	for _, route := range w.config.Routes {
-		if route.NS.Path == "" {
+		if route.NS.Path == "" && !route.Prefix.Addr().IsLoopback() {
 			t.Errorf("the host gets a route %v", route)
 		}
 	}

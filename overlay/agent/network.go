@@ -9,18 +9,24 @@ import (
 	"time"
 
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
+	"github.com/heddle-net/heddle/overlay/services"
 )
 
 const (
 	lingerTime  = time.Minute            // how long a network's kernel objects outlive its last endpoint here
 	lowWater    = 2                      // free addresses of a family below which a lease is refilled
 	syncTimeout = 2 * time.Second        // for what the participants hold, at a first attach
+	syncFirst   = 100 * time.Millisecond // until a fetch that failed is done again; doubles to syncMost
+	syncMost    = time.Second
+	settleTime  = 30 * time.Second       // for others to say what they host, until published ports follow what is known without them
 	ackTimeout  = 100 * time.Millisecond // DESIGN: an attach that has returned is reachable, or names who is silent
 )
 
 // network is what this node knows of a network in which it takes part.
 type network struct {
 	Counter
+	known    overlay.Version // the counter as the disk had it at the start
 	def      overlay.Network // zero until facts or a grant describe it
 	leases   map[overlay.NodeID]overlay.Signed
 	lease    overlay.Lease // this node's own, decoded
@@ -32,20 +38,29 @@ type network struct {
 	synced   bool                 // this node holds what the participants held when it began to follow
 	syncing  bool                 // a fetch is under way
 	done     chan struct{}        // closed at the end of that fetch
+	syncWait time.Duration        // how long the last fetch that failed was left alone
 	syncNext time.Time            // not before then, after one that failed
 	refill   chan struct{}        // closed at the end of the refill under way; nil when there is none
 	forsaken []overlay.EndpointID // rows that are no more, and that the disk may still have
+	renewed  []OwnRecord          // what stood when a new life began, until all of it is durable and told
 	barred   []overlay.Grant      // runs of the lease that were given up, and are not to be used
-	linger   time.Time            // until when its kernel objects outlive the last endpoint
-	mtu      heldMTU
-	surplus  [2]int // idle addresses above the reserve, of each family, when tidy looked last
+	offered  services.Input       // its services, by the facts offeredBy
+	services []*services.Service  // as they were judged last
+	balanced plan.Balanced        // their VIPs
+
+	offeredBy *overlay.Facts
+	linger    time.Time // until when its kernel objects outlive the last endpoint
+	since     time.Time // it is known here
+	entering  bool      // a lease is asked for, for the sake of a service that is on every node
+	mtu       heldMTU
+	surplus   [2]int // idle addresses above the reserve, of each family, when tidy looked last
 }
 
 // network is the entry of an ID, made when it is missing. In the loop (or before it runs).
 func (a *Agent) network(id overlay.NetworkID) *network {
 	n := a.networks[id]
 	if n == nil {
-		n = &network{Counter: Counter{Incarnation: 1}, own: map[overlay.EndpointID]overlay.Signed{}, used: map[netip.Addr]uint64{}}
+		n = &network{since: time.Now(), Counter: Counter{Incarnation: 1}, own: map[overlay.EndpointID]overlay.Signed{}, used: map[netip.Addr]uint64{}}
 		a.networks[id] = n
 	}
 	return n
@@ -62,7 +77,7 @@ func (n *network) release(ips []netip.Addr) {
 
 // change begins a change of the network on the disk. In the loop.
 func (n *network) change() Change {
-	return Change{Network: n.def.ID, Counter: n.Counter, Delete: slices.Clone(n.forsaken)}
+	return Change{Network: n.def.ID, Counter: n.Counter, Delete: slices.Clone(n.forsaken), Records: slices.Clone(n.renewed)}
 }
 
 // save makes a change durable. Not in the loop.
@@ -127,6 +142,7 @@ func (a *Agent) learn(ctx context.Context) {
 		managers = append(managers, m.ID)
 	}
 	a.Peers.SetParticipants(follow, managers)
+	a.enterAll(ctx)
 	for id, n := range a.networks { // only now is it known whom to ask
 		if n.def.ID != "" {
 			a.sync(ctx, id)
@@ -152,6 +168,7 @@ func (a *Agent) forget(ctx context.Context, id overlay.NetworkID) {
 	for _, e := range a.endpoints {
 		if e.Network == id {
 			a.Log.Warn("the network of an endpoint was removed", "network", id, "endpoint", e.ID)
+			e.rest()
 			delete(a.endpoints, e.ID)
 		}
 	}
@@ -163,7 +180,8 @@ func (a *Agent) forget(ctx context.Context, id overlay.NetworkID) {
 	})
 }
 
-// sync fetches the others' records of a network unless this node has them. In the loop.
+// sync fetches the others' records of a network unless this node has them, until it does. What only
+// others may want stays in the kernel meanwhile. In the loop.
 func (a *Agent) sync(ctx context.Context, id overlay.NetworkID) {
 	n := a.networks[id]
 	if n.synced || n.syncing || time.Now().Before(n.syncNext) {
@@ -177,9 +195,34 @@ func (a *Agent) sync(ctx context.Context, id overlay.NetworkID) {
 		err := a.Peers.Sync(ctx, id, lease)
 		_ = a.do(context.Background(), func(life context.Context) {
 			n.syncing, n.synced = false, err == nil
-			n.syncNext = time.Now().Add(syncTimeout)
 			close(n.done)
+			if err != nil {
+				a.syncLater(life, id, n, err)
+			}
 			a.replan()
+		})
+	})
+}
+
+// syncLater fetches again what could not be fetched, after a pause. In the loop.
+func (a *Agent) syncLater(ctx context.Context, id overlay.NetworkID, n *network, err error) {
+	if n.syncWait == 0 {
+		a.Log.Warn("fetch what others host in a network; trying again", "network", id, "err", err)
+	}
+	n.syncWait = min(max(2*n.syncWait, syncFirst), syncMost)
+	n.syncNext = time.Now().Add(n.syncWait)
+	pause := time.NewTimer(n.syncWait)
+	a.background(func() {
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return
+		}
+		_ = a.do(ctx, func(life context.Context) {
+			if a.networks[id] == n { // it was not removed meanwhile
+				a.sync(life, id)
+			}
 		})
 	})
 }
@@ -315,15 +358,22 @@ func (a *Agent) topUp(ctx context.Context, n *network) {
 // sign states an endpoint's record under the next number. In the loop; the caller saves it
 // before it publishes it.
 func (a *Agent) sign(n *network, r overlay.Record) (overlay.Signed, error) {
-	n.Number++
-	r.V, r.Place, r.Network, r.Owner = 1, a.Facts.Facts().Place, n.def.ID, a.Self
-	r.Incarnation, r.Number, r.Lease = n.Incarnation, n.Number, n.leases[a.Self].Digest()
-	s, err := overlay.Sign(overlay.DomainRecord, a.Key, r)
-	if err != nil {
-		return overlay.Signed{}, err
+	s, err := a.next(n, r)
+	if err == nil {
+		n.own[r.Endpoint] = s
 	}
-	n.own[r.Endpoint] = s
-	return s, nil
+	return s, err
+}
+
+// next signs a record under the next number, and does not keep it. In the loop.
+func (a *Agent) next(n *network, r overlay.Record) (overlay.Signed, error) {
+	r.V, r.Place, r.Network, r.Owner = 1, a.Facts.Facts().Place, n.def.ID, a.Self
+	r.Incarnation, r.Number, r.Lease = n.Incarnation, n.Number+1, n.leases[a.Self].Digest()
+	s, err := overlay.Sign(overlay.DomainRecord, a.Key, r)
+	if err == nil {
+		n.Number++
+	}
+	return s, err
 }
 
 // restate gives gossip the records that this node's disk keeps. A new life that had begun when the
@@ -331,19 +381,20 @@ func (a *Agent) sign(n *network, r overlay.Record) (overlay.Signed, error) {
 func (a *Agent) restate(ctx context.Context) {
 	for id, n := range a.networks {
 		lease, ok := n.leases[a.Self]
-		if !ok || len(n.own) == 0 {
+		if !ok || n.Number == 0 {
 			continue
 		}
 		if a.half(n) {
 			c := a.anew(n)
 			a.background(func() { a.saveInTheEnd(ctx, c) })
 		}
-		records := slices.SortedFunc(maps.Values(n.own), func(x, y overlay.Signed) int { return number(x).Compare(number(y)) })
-		now, cancel := context.WithCancel(ctx)
-		cancel() // stored and sent, not waited for
-		if _, err := a.Peers.Publish(now, id, records, lease); err != nil {
+		records := byVersion(slices.Collect(maps.Values(n.own)), number)
+		if err := a.say(id, records, lease); err != nil {
 			a.Log.Error("state own endpoints again", "network", id, "err", err)
+			continue
 		}
+		// What the disk does not have was superseded, or never said.
+		a.Peers.Skip(id, overlay.Version{Incarnation: n.Incarnation, Number: 1}, overlay.Version(n.Counter))
 	}
 	for _, e := range a.endpoints {
 		a.watch(ctx, e)
@@ -358,6 +409,24 @@ func (a *Agent) half(n *network) bool {
 		}
 	}
 	return false
+}
+
+// byVersion is what was signed in the order of its versions, each of which is read once.
+func byVersion[T any](all []T, version func(T) overlay.Version) []T {
+	type dated struct {
+		overlay.Version
+		what T
+	}
+	in := make([]dated, len(all))
+	for i, t := range all {
+		in[i] = dated{version(t), t}
+	}
+	slices.SortFunc(in, func(x, y dated) int { return x.Compare(y.Version) })
+	out := make([]T, len(in))
+	for i, d := range in {
+		out[i] = d.what
+	}
+	return out
 }
 
 func number(s overlay.Signed) overlay.Version {

@@ -134,7 +134,8 @@ func joined(runs []overlay.Grant) []overlay.Grant {
 	return out
 }
 
-// tidy gives back what idles in leases for long, and again what managers have not heard of.
+// tidy gives back what idles in leases for long, and again what managers have not heard of. It
+// drops tombstones.
 func (a *Agent) tidy(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
@@ -157,6 +158,9 @@ func (a *Agent) tidy(ctx context.Context) {
 		for _, id := range ids {
 			if err := a.shrink(ctx, id); err != nil && ctx.Err() == nil {
 				a.Log.Warn("give idle addresses back; trying again", "network", id, "err", err)
+			}
+			if err := a.sink(ctx, id); err != nil && ctx.Err() == nil {
+				a.Log.Warn("drop what counts no more of this node's records; trying again", "network", id, "err", err)
 			}
 		}
 	}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -76,7 +78,7 @@ func TestALeaseShrinks(t *testing.T) {
 		}
 		for i := range 60 {
 			if i%12 != 0 {
-				if err := a.Detach(t.Context(), fmt.Sprint("w", i), ""); err != nil {
+				if err := detach(t.Context(), a, fmt.Sprint("w", i), ""); err != nil {
 					t.Fatal(err)
 				}
 				<-w.told
@@ -199,6 +201,35 @@ func TestForgot(t *testing.T) {
 			time.Sleep(time.Second)
 			if err := a.Forgot(t.Context(), other); (overlay.KindOf(err) == overlay.Unavailable) != partial {
 				t.Errorf("partial is %v: %v", partial, err)
+			}
+		})
+	}
+}
+
+// What could not be fetched at a first attach is fetched soon after it can be: until then the kernel
+// keeps what nobody may want.
+func TestAFetchIsDoneAgain(t *testing.T) {
+	for _, away := range []time.Duration{0, 3 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.syncErr = overlay.Errorf(overlay.Unavailable, "no answer")
+			a, stop := start(t, w)
+			defer stop()
+			partial := func() bool {
+				synctest.Wait()
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return slices.ContainsFunc(w.config.Namespaces, func(n datapath.Namespace) bool { return n.Partial })
+			}
+			time.Sleep(300 * time.Millisecond)
+			attach(t, a, "web")
+			time.Sleep(away)
+			if !partial() {
+				t.Error("all of it is known")
+			}
+			w.set(func() { w.syncErr = nil })
+			if time.Sleep(min(100*time.Millisecond+away, time.Second)); partial() {
+				t.Errorf("after %s without an answer it is not fetched again", away)
 			}
 		})
 	}

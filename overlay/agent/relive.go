@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/heddle-net/heddle/overlay"
@@ -9,23 +10,32 @@ import (
 
 // relive begins a new life of this node's records in networks of which others hold more of them
 // than this node remembers, as after its disk was set back: what it said in the life before
-// does not count any more, and what stands is said again. In the loop.
+// does not count any more, and what stands is said again. It may have come to the same numbers
+// meanwhile, and mean something else by them. In the loop.
 func (a *Agent) relive(ctx context.Context) {
 	for id, n := range a.networks {
 		stated := a.Peers.Stated(id)
 		lease, leased := n.leases[a.Self]
-		if n.def.ID == "" || !leased || stated.Compare(overlay.Version(n.Counter)) <= 0 {
+		if n.def.ID == "" || !leased || stated.Compare(n.known) <= 0 || stated.Incarnation < n.Incarnation {
 			continue
 		}
 		a.Log.Warn("others hold more of this node's records than it remembers; was its disk set back? its endpoints are stated anew",
-			"network", n.def.Name, "theirs", stated, "own", overlay.Version(n.Counter))
+			"network", n.def.Name, "theirs", stated, "own", n.known)
 		n.Counter = Counter{Incarnation: stated.Incarnation + 1}
-		n.own = map[overlay.EndpointID]overlay.Signed{}
+		n.renewed = nil
 		c := a.anew(n)
+		n.renewed = c.Records
 		a.background(func() {
 			if !a.saveInTheEnd(ctx, c) {
 				return // the next start goes on
 			}
+			defer func() {
+				_ = a.do(context.Background(), func(context.Context) {
+					if n.Incarnation == c.Counter.Incarnation {
+						n.renewed = nil
+					}
+				})
+			}()
 			wait, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()
 			if _, err := a.Peers.Publish(wait, id, signed(c), lease); err != nil {
@@ -36,8 +46,10 @@ func (a *Agent) relive(ctx context.Context) {
 }
 
 // anew is the change that states what stands in a network in the counter's life, where it is not
-// yet, and that there is such a life even with nothing in it. In the loop, or before it runs.
+// yet, and that there is such a life even with nothing in it. What was said before goes. In the
+// loop, or before it runs.
 func (a *Agent) anew(n *network) Change {
+	maps.DeleteFunc(n.own, func(_ overlay.EndpointID, s overlay.Signed) bool { return number(s).Incarnation < n.Incarnation })
 	records := []overlay.Record{{Endpoint: overlay.NewID[overlay.EndpointID](random[[16]byte](a)), Deleted: true}}
 	for _, e := range a.endpoints {
 		if e.Network == n.def.ID && e.state != overlay.EndpointLost && number(n.own[e.ID]).Incarnation != n.Incarnation {
@@ -53,7 +65,7 @@ func (a *Agent) anew(n *network) Change {
 		}
 		c.Records = append(c.Records, OwnRecord{Network: n.def.ID, Endpoint: r.Endpoint, Signed: s})
 	}
-	c.Counter = n.Counter
+	c.Counter, c.Floor = n.Counter, overlay.Version{Incarnation: n.Incarnation}
 	return c
 }
 

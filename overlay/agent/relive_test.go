@@ -6,14 +6,20 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-// Others hold records of this node from a life that it has forgotten: what stands is stated
-// under a new incarnation, and stays under it.
+// Others hold records of this node from a life that it has forgotten, more than it has said since or
+// as many: what stands is stated under a new incarnation, and stays under it.
 func TestForgottenLife(t *testing.T) {
+	for _, theirs := range []uint64{9, 1} {
+		forgottenLife(t, theirs)
+	}
+}
+
+func forgottenLife(t *testing.T, theirs uint64) {
 	w := newWorld()
 	a, stop := start(t, w)
 	e := attach(t, a, "web")
 	<-w.told
-	w.set(func() { w.stated = overlay.Version{Incarnation: 1, Number: 9} })
+	w.set(func() { w.stated = overlay.Version{Incarnation: 1, Number: theirs} })
 	w.peersCh <- struct{}{}
 	seen := map[overlay.EndpointID]overlay.Record{}
 	for range 2 {

@@ -30,6 +30,7 @@ type Change struct {
 	Counter Counter
 	Grant   *Grant // what is known of the network, if the disk does not have it yet
 	Records []OwnRecord
+	Floor   overlay.Version // records up to that count no more, and go
 	Put     *Row
 	Delete  []overlay.EndpointID
 	Forget  bool             // the network is gone: drop its counter and all its rows and records
@@ -67,10 +68,15 @@ type Row struct {
 	Aliases   []string           `json:"aliases,omitempty"`
 	Service   string             `json:"service,omitempty"`
 	Labels    map[string]string  `json:"labels,omitempty"`
-	PID       int                `json:"pid,omitempty"` // the process whose end detaches it
+	Publish   []overlay.Publish  `json:"publish,omitempty"` // with the ports that were chosen
+	PID       int                `json:"pid,omitempty"`     // the process whose end detaches it
 	Started   uint64             `json:"started,omitempty"`
 	Host      bool               `json:"host,omitempty"`       // Namespace is the host's own
 	Priority  int                `json:"gwPriority,omitempty"` // of the default route through it
 	Boot      string             `json:"boot,omitempty"`       // in which Namespace was given
 	Lost      int64              `json:"lost,omitempty"`       // when Namespace was missed, in Unix seconds; 0: it is there
+	Check     overlay.Health     `json:"check,omitzero"`       // of its own, besides those of its services
+	Health    string             `json:"health,omitempty"`     // as it was stated last
+	Since     int64              `json:"since,omitempty"`      // of Health, in Unix seconds
+	Leaving   int64              `json:"leaving,omitempty"`    // when its grace ends, in Unix milliseconds; 0: it does not leave
 }

@@ -12,11 +12,12 @@ import (
 // target is where a workload is.
 type target struct {
 	ns      datapath.NS
-	make    string   // heddle makes the namespace under this name
-	host    bool     // the host itself
-	links   []string // interfaces in it
-	session int      // the process whose end detaches it; 0 is none
-	start   uint64   // of that process
+	make    string          // heddle makes the namespace under this name
+	host    bool            // the host itself
+	links   []string        // interfaces in it
+	session int             // the process whose end detaches it; 0 is none
+	start   uint64          // of that process
+	bound   []datapath.Port // that programs of this host listen at, where ports are to be published
 }
 
 // resolve finds where the request's workload is, and looks there, outside the loop. A workload
@@ -55,6 +56,9 @@ func (a *Agent) resolve(ctx context.Context, r overlay.AttachRequest) (t target,
 		t.session = r.Session
 		t.start, err = a.Processes.Started(r.Session)
 	}
+	if err == nil && len(r.Publish) > 0 {
+		t.bound, err = a.Datapath.Bound()
+	}
 	if there != nil && err == nil && (there.ns != t.ns || there.host != t.host) {
 		return t, overlay.Errorf(overlay.Exists, "%s is attached already, in %s; detach it first, or take another name", r.Name, there.place())
 	}
@@ -73,7 +77,7 @@ func (t target) place() string {
 func (a *Agent) whereIs(ctx context.Context, workload string) (t *target, err error) {
 	err = a.do(ctx, func(context.Context) {
 		for _, e := range a.endpoints {
-			if e.Workload == workload && e.state != overlay.EndpointLost {
+			if e.Workload == workload && e.state != overlay.EndpointLost && e.leaving == nil {
 				t = &target{ns: e.Namespace, make: e.Make, host: e.Host, session: e.PID, start: e.Started}
 			}
 		}

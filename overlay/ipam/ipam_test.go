@@ -89,6 +89,9 @@ func TestSetIsExact(t *testing.T) {
 			if s.Free(in) != uint64(len(free)) {
 				t.Fatalf("free: %d, want %d", s.Free(in), len(free))
 			}
+			if high, ok := s.Highest(in); ok != (len(free) > 0) || ok && high != free[len(free)-1] {
+				t.Fatalf("highest: %v %v of %v", high, ok, free)
+			}
 			n := rapid.IntRange(0, 40).Draw(t, "n")
 			var got []netip.Addr
 			for _, r := range s.Lowest(in, uint64(n)) {

@@ -165,5 +165,14 @@ func (s *Set) Lowest(in Range, n uint64) []Range {
 	return out
 }
 
+// Highest is the highest address of in that is not in the set.
+func (s *Set) Highest(in Range) (netip.Addr, bool) {
+	a := in.Last
+	if r, taken := s.overlap(Range{a, a}); taken {
+		a = r.First.Prev()
+	}
+	return a, a.IsValid() && !a.Less(in.First)
+}
+
 // Ranges is the set as sorted runs that neither overlap nor touch. Nobody may change them.
 func (s *Set) Ranges() []Range { return s.ranges }

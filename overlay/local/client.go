@@ -20,6 +20,9 @@ import (
 // DefaultSocket is where the daemon listens unless it is told otherwise.
 const DefaultSocket = "/run/heddle/heddle.sock"
 
+// ErrNoDaemon says that nobody is at the socket.
+var ErrNoDaemon = errors.New("no heddle daemon answers")
+
 // Client speaks to a daemon. It is safe for concurrent use.
 type Client struct {
 	socket string
@@ -27,7 +30,7 @@ type Client struct {
 
 	// Waiting is told what a long operation waits for, once for each thing. It may be nil.
 	Waiting func(what string)
-	// Stale, if set, makes reads of networks, nodes and endpoints answer from the node's own copy,
+	// Stale, if set, makes reads of networks, services, nodes and endpoints answer from the node's own copy,
 	// and is told of it.
 	Stale func(overlay.Copy)
 }
@@ -65,7 +68,7 @@ func (c *Client) unreachable(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return overlay.Errorf(overlay.Denied, "no permission on the daemon's socket %s; run this as root", c.socket)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return overlay.Errorf(overlay.Unavailable, "no heddle daemon answers on %s; start it with `systemctl start heddle`, or by hand with `heddle daemon`", c.socket)
+		return overlay.Errorf(overlay.Unavailable, "%w on %s; start it with `systemctl start heddle`, or by hand with `heddle daemon`", ErrNoDaemon, c.socket)
 	}
 	return overlay.Errorf(overlay.Unavailable, "ask the daemon on %s: %w", c.socket, err)
 }
@@ -110,6 +113,12 @@ func (c *Client) Leave(ctx context.Context, r LeaveRequest) error {
 	return c.stream(ctx, "/v1/leave", r, nil)
 }
 
+// Doctor looks for what is wrong on the node.
+func (c *Client) Doctor(ctx context.Context) (d overlay.Diagnosis, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/doctor", nil, &d)
+	return d, err
+}
+
 // Status is this node's own view; it needs no manager.
 func (c *Client) Status(ctx context.Context) (s overlay.Status, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
@@ -122,15 +131,21 @@ func (c *Client) Attach(ctx context.Context, r overlay.AttachRequest) (reply ove
 	return reply, err
 }
 
-// DetachRequest takes a workload from one network, or from all with Network "".
-type DetachRequest struct {
-	Name    string `json:"name"`
-	Network string `json:"network,omitempty"`
+// Detach takes a workload off.
+func (c *Client) Detach(ctx context.Context, r overlay.DetachRequest) (reply overlay.DetachReply, err error) {
+	err = c.stream(ctx, "/v1/detach", r, &reply)
+	return reply, err
 }
 
-// Detach takes a workload off.
-func (c *Client) Detach(ctx context.Context, r DetachRequest) error {
-	return c.stream(ctx, "/v1/detach", r, nil)
+// Resolve asks for the addresses of a name in a network. It needs no manager.
+func (c *Client) Resolve(ctx context.Context, r overlay.ResolveRequest) (reply overlay.ResolveReply, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/resolve?"+url.Values{"name": {r.Name}, "network": {r.Network}}.Encode(), nil, &reply)
+	return reply, err
+}
+
+// RotateKeys replaces this node's WireGuard keys. It returns when peers use the new ones.
+func (c *Client) RotateKeys(ctx context.Context) error {
+	return c.stream(ctx, "/v1/keys/rotate", struct{}{}, nil)
 }
 
 // copy is what the node itself holds of the cluster.
@@ -196,6 +211,43 @@ func (c *Client) UpdateCluster(ctx context.Context, u overlay.ClusterUpdate) (p 
 
 func (c *Client) RemoveNetwork(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(ref), nil, nil)
+}
+
+func (c *Client) Services(ctx context.Context) (rows []overlay.ServiceRow, err error) {
+	if c.Stale != nil {
+		held, err := c.copy(ctx)
+		return held.Services, err
+	}
+	err = c.call(ctx, http.MethodGet, "/v1/services", nil, &rows)
+	return rows, err
+}
+
+// Service inspects one service: see overlay.FindService for what ref may be.
+func (c *Client) Service(ctx context.Context, ref string) (row overlay.ServiceRow, err error) {
+	if c.Stale != nil {
+		held, err := c.copy(ctx)
+		if err != nil {
+			return row, err
+		}
+		return overlay.FindService(ref, held.Services, overlay.ServiceRow.ServiceName)
+	}
+	err = c.call(ctx, http.MethodGet, "/v1/services/"+url.PathEscape(ref), nil, &row)
+	return row, err
+}
+
+func (c *Client) CreateService(ctx context.Context, r overlay.ServiceRequest) (row overlay.ServiceRow, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/services", r, &row)
+	return row, err
+}
+
+// UpdateService changes what can change in a service.
+func (c *Client) UpdateService(ctx context.Context, ref string, u overlay.ServiceUpdate) (row overlay.ServiceRow, err error) {
+	err = c.call(ctx, http.MethodPatch, "/v1/services/"+url.PathEscape(ref), u, &row)
+	return row, err
+}
+
+func (c *Client) RemoveService(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/services/"+url.PathEscape(ref), nil, nil)
 }
 
 func (c *Client) Nodes(ctx context.Context) (rows []overlay.NodeRow, err error) {

@@ -1,10 +1,10 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/wire"
@@ -16,13 +16,20 @@ type Node interface {
 	Join(context.Context, overlay.JoinRequest) (overlay.MemberReply, error)
 	Leave(ctx context.Context, force bool) error
 	Status(context.Context) (overlay.Status, error)
+	// Doctor looks for what is wrong on the node. It may take some seconds.
+	Doctor(context.Context) (overlay.Diagnosis, error)
 	Attach(context.Context, overlay.AttachRequest) (overlay.AttachReply, error)
-	Detach(ctx context.Context, name, network string) error
+	Detach(context.Context, overlay.DetachRequest) (overlay.DetachReply, error)
 	Endpoints(context.Context) ([]overlay.Endpoint, error)
+	// Resolve answers what workloads of a network would be told of a name. It asks nobody.
+	Resolve(context.Context, overlay.ResolveRequest) (overlay.ResolveReply, error)
+	RotateKeys(context.Context) error
 	// Copy is what the node itself holds of the cluster. It asks nobody.
 	Copy(context.Context) (overlay.Copy, error)
 	// Here completes a network row with what this node has of it.
 	Here(*overlay.NetworkRow)
+	// Count completes service rows with what went to their backends from this node.
+	Count([]overlay.ServiceRow)
 	// Cluster passes a request on to a manager and returns its answer as it is.
 	Cluster(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error)
 }
@@ -37,21 +44,37 @@ func NewHandler(n Node) http.Handler {
 	stream(m, "POST /v1/leave", func(ctx context.Context, r LeaveRequest) (struct{}, error) {
 		return struct{}{}, n.Leave(ctx, r.Force)
 	})
-	stream(m, "POST /v1/detach", func(ctx context.Context, r DetachRequest) (struct{}, error) {
-		return struct{}{}, n.Detach(ctx, r.Name, r.Network)
+	stream(m, "POST /v1/detach", n.Detach)
+	stream(m, "POST /v1/keys/rotate", func(ctx context.Context, _ struct{}) (struct{}, error) {
+		return struct{}{}, n.RotateKeys(ctx)
 	})
 	m.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		s, err := n.Status(r.Context())
 		wire.Write(w, s, err)
+	})
+	m.HandleFunc("GET /v1/resolve", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		a, err := n.Resolve(r.Context(), overlay.ResolveRequest{Name: q.Get("name"), Network: q.Get("network")})
+		wire.Write(w, a, err)
+	})
+	m.HandleFunc("GET /v1/doctor", func(w http.ResponseWriter, r *http.Request) {
+		d, err := n.Doctor(r.Context())
+		wire.Write(w, d, err)
 	})
 	m.HandleFunc("GET /v1/copy", func(w http.ResponseWriter, r *http.Request) {
 		c, err := n.Copy(r.Context())
 		wire.Write(w, c, err)
 	})
 	m.HandleFunc("GET /v1/endpoints", h.endpoints)
-	m.HandleFunc("GET /v1/networks", func(w http.ResponseWriter, r *http.Request) { networks[[]overlay.NetworkRow](h, w, r) })
-	m.HandleFunc("GET /v1/networks/{ref}", func(w http.ResponseWriter, r *http.Request) { networks[overlay.NetworkRow](h, w, r) })
-	for _, what := range []string{"networks", "nodes", "tokens", "cluster"} {
+	complete(m, "GET /v1/networks/{ref}", h, n.Here)
+	complete(m, "GET /v1/networks", h, func(rows *[]overlay.NetworkRow) {
+		for i := range *rows {
+			n.Here(&(*rows)[i])
+		}
+	})
+	complete(m, "GET /v1/services", h, func(rows *[]overlay.ServiceRow) { n.Count(*rows) })
+	complete(m, "GET /v1/services/{ref}", h, func(row *overlay.ServiceRow) { n.Count([]overlay.ServiceRow{*row}) })
+	for _, what := range []string{"networks", "services", "nodes", "tokens", "cluster"} {
 		m.HandleFunc("/v1/"+what, h.cluster)
 		m.HandleFunc("/v1/"+what+"/", h.cluster)
 	}
@@ -105,26 +128,21 @@ func (h handler) pass(w http.ResponseWriter, r *http.Request) (int, []byte, erro
 	return h.Cluster(r.Context(), r.Method, r.URL.RequestURI(), body)
 }
 
-// networks passes a read of networks on, and completes the rows with what is on this node.
-func networks[T overlay.NetworkRow | []overlay.NetworkRow](h handler, w http.ResponseWriter, r *http.Request) {
-	status, answer, err := h.pass(w, r)
-	if err != nil {
-		wire.Write(w, nil, err)
-		return
-	}
-	var rows T
-	resp := &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(string(answer)))}
-	if err := wire.Decode(resp, &rows); err != nil {
-		wire.Write(w, nil, err)
-		return
-	}
-	switch v := any(&rows).(type) {
-	case *overlay.NetworkRow:
-		h.Here(v)
-	case *[]overlay.NetworkRow:
-		for i := range *v {
-			h.Here(&(*v)[i])
+// complete serves a read that is passed on, and whose answer is completed with what is on this node.
+func complete[T any](m *http.ServeMux, pattern string, h handler, with func(*T)) {
+	m.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		status, answer, err := h.pass(w, r)
+		if err != nil {
+			wire.Write(w, nil, err)
+			return
 		}
-	}
-	wire.Write(w, rows, nil)
+		var v T
+		resp := &http.Response{StatusCode: status, Body: io.NopCloser(bytes.NewReader(answer))}
+		if err := wire.Decode(resp, &v); err != nil {
+			wire.Write(w, nil, err)
+			return
+		}
+		with(&v)
+		wire.Write(w, v, nil)
+	})
 }

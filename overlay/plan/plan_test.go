@@ -42,7 +42,7 @@ func view() View {
 			Namespace: datapath.NS{Path: "/run/netns/web"},
 			IPs:       []netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr("fd00:20::2")},
 		}},
-		Remote: map[overlay.NetworkID][]overlay.Claim{blue: {{Record: overlay.Record{
+		Remote: map[overlay.NetworkID][]*overlay.Claim{blue: {{Record: overlay.Record{
 			Owner: nodeB, Endpoint: db, MAC: overlay.MAC{2, 0, 0, 0, 0, 2},
 			IPs: []netip.Addr{netip.MustParseAddr("10.20.0.9"), netip.MustParseAddr("fd00:20::9")},
 		}}}},
@@ -60,6 +60,12 @@ func text(c datapath.Config) string {
 	for _, l := range c.Links {
 		add("link %s %s %s owner=%.4s mac=%s mtu=%d master=%s port=%+v vxlan=%+v peer=%+v", l.NS.Path, l.Name, l.Kind, l.Owner, l.MAC, l.MTU, l.Master, l.Port, l.VXLAN, l.Peer)
 	}
+	for _, p := range c.WGPeers {
+		add("peer %s %s %s at %s has %s keepalive=%v owner=%.4s", p.NS.Path, p.Link, p.Key, p.Endpoint, p.Address, p.Keepalive, p.Owner)
+	}
+	for _, l := range c.Locks {
+		add("lock %s owner=%.4s", l, l.Owner)
+	}
 	for _, a := range c.Addresses {
 		add("address %s %s %s owner=%.4s", a.NS.Path, a.Link, a.Prefix, a.Owner)
 	}
@@ -75,27 +81,32 @@ func text(c datapath.Config) string {
 	for _, f := range c.FDB {
 		add("fdb %s %s %s vtep=%s owner=%.4s", f.NS.Path, f.Link, f.MAC, f.VTEP, f.Owner)
 	}
-	add("filter port=%d min=%d", c.Filter.Port, c.Filter.MinVNI)
-	for _, a := range c.Filter.Allowed {
-		add("allow %s vni=%d", a.Source, a.VNI)
+	for _, f := range c.Filters {
+		add("filter %s port=%d min=%d", f.NS, f.Port, f.MinVNI)
+		for _, a := range f.Allowed {
+			add("allow %s %s vni=%d", f.NS, a.Source, a.VNI)
+		}
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n") + "\n"
 }
 
-func TestBuildGolden(t *testing.T) {
-	got := text(Build(view()))
+func TestBuildGolden(t *testing.T) { golden(t, "overlay.txt", view()) }
+
+func golden(t *testing.T, name string, v View) {
+	t.Helper()
+	got, file := text(Build(v)), "testdata/"+name
 	if os.Getenv("UPDATE") != "" {
-		if err := os.WriteFile("testdata/overlay.txt", []byte(got), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile("testdata/overlay.txt")
+	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("plan differs from testdata/overlay.txt (UPDATE=1 rewrites it):\n%s", d)
+		t.Errorf("plan differs from %s (UPDATE=1 rewrites it):\n%s", file, d)
 	}
 }
 
@@ -107,7 +118,7 @@ func TestBuildWants(t *testing.T) {
 	}{
 		{
 			"nothing without local endpoints", func(v *View) { v.Local = nil },
-			func(c datapath.Config) bool { return text(c) == "filter port=0 min=0\n" },
+			func(c datapath.Config) bool { return text(c) == "\n" },
 		},
 		{
 			"nothing before the network is known", func(v *View) { v.Networks = nil },
@@ -119,20 +130,20 @@ func TestBuildWants(t *testing.T) {
 		},
 		{
 			"no entry for an owner without a node record", func(v *View) { delete(v.Nodes, nodeB) },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.Filter.Allowed) == 1 },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2+4 && len(c.Filters[0].Allowed) == 1 },
 		},
 		{
 			"own claims make no remote entry", func(v *View) { v.Remote[blue][0].Record.Owner = nodeA },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.FDB) == 1 },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2+4 && len(c.FDB) == 1 },
 		},
 		{
 			"an address of a local endpoint is nobody else's", func(v *View) { v.Remote[blue][0].Record.IPs[0] = v.Local[0].IPs[0] },
-			func(c datapath.Config) bool { return len(c.Neighbors) == 2 && len(c.FDB) == 1 },
+			func(c datapath.Config) bool { return len(c.Neighbors) == 2+4 && len(c.FDB) == 1 },
 		},
 		{
 			"only participants are let in", func(v *View) { v.Participants[blue] = []overlay.NodeID{nodeA, nodeC} },
 			func(c datapath.Config) bool {
-				return len(c.Filter.Allowed) == 1 && c.Filter.Allowed[0].Source.String() == "192.0.2.3"
+				return len(c.Filters[0].Allowed) == 1 && c.Filters[0].Allowed[0].Source.String() == "192.0.2.3"
 			},
 		},
 		{
@@ -168,12 +179,24 @@ func TestMTU(t *testing.T) {
 		{"IPv6 underlay", func(v *View) {
 			v.Nodes[nodeA] = overlay.NodeRecord{DataPath6: netip.MustParseAddr("2001:db8::1"), MTU: 1500}
 		}, 1430},
+		{"encrypted", func(v *View) { *v = sealedView() }, 1500 - 60 - 70},
+		{"encrypted, IPv6 underlay", func(v *View) {
+			*v = sealedView()
+			v.Nodes[nodeA] = overlay.NodeRecord{DataPath6: netip.MustParseAddr("2001:db8::1"), MTU: 1500}
+		}, 1500 - 80 - 70},
 		{"option", func(v *View) {
 			n := v.Networks[blue]
 			n.Options = map[string]string{"mtu": "1300"}
 			v.Networks[blue] = n
 		}, 1300},
 		{"nothing known", func(v *View) { v.Nodes = nil }, 1450},
+		{"too little for IPv6", func(v *View) { v.Nodes[nodeC] = overlay.NodeRecord{MTU: 1320} }, 1280},
+		{"too little for IPv6, without it", func(v *View) {
+			v.Nodes[nodeC] = overlay.NodeRecord{MTU: 1320}
+			n := v.Networks[blue]
+			n.IPv6 = false
+			v.Networks[blue] = n
+		}, 1270},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -32,6 +31,18 @@ func Egress() datapath.Egress {
 	return datapath.Egress{Uplinks: UplinkPrefix, Pool4: uplinkPool4, Pool6: uplinkPool6}
 }
 
+// inside are the links by which the host itself is in networks.
+func inside(v View) string {
+	var links []string
+	for _, e := range v.Local {
+		if e.Host {
+			links = append(links, e.IfName)
+		}
+	}
+	slices.Sort(links)
+	return strings.Join(links, ",")
+}
+
 // UplinkHostName is the name of the host's end of a network's uplink.
 func UplinkHostName(id overlay.NetworkID) string { return UplinkPrefix + string(id)[:min(len(id), 10)] }
 
@@ -51,7 +62,15 @@ func uplink(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, v Vi
 		c.Addresses = append(c.Addresses,
 			datapath.Address{Link: far, Prefix: netip.PrefixFrom(first, bits), Owner: owner},
 			datapath.Address{NS: ns, Link: UplinkName, Prefix: netip.PrefixFrom(first.Next(), bits), Owner: owner})
+		c.Neighbors = append(c.Neighbors, // IPv6 would resolve nothing in the first seconds, for lack of an address that is usable already
+			datapath.Neighbor{Link: far, IP: first.Next(), MAC: near, Owner: owner},
+			datapath.Neighbor{NS: ns, Link: UplinkName, IP: first, MAC: host, Owner: owner})
 		c.Routes = append(c.Routes, datapath.Route{NS: ns, Link: UplinkName, Prefix: anywhere(pool.Addr()), Via: first, Metric: routeMetric, Owner: owner})
+	}
+	// By this the host's programs get answers from published ports of ::1. No two uplinks have one metric.
+	c.Routes = append(c.Routes, datapath.Route{Link: far, Prefix: netip.PrefixFrom(netip.IPv6Loopback(), 128), Metric: routeMetric + index, Owner: owner})
+	for _, s := range n.Subnets { // what is for the network never leaves it, also when its bridge has lost its address
+		c.Routes = append(c.Routes, datapath.Route{NS: ns, Link: datapath.Nowhere, Prefix: s.Prefix, Metric: routeMetric, Owner: owner})
 	}
 	c.Egress = Egress()
 }
@@ -86,9 +105,10 @@ func ranks(v View) map[overlay.EndpointID]int {
 	}
 	out := map[overlay.EndpointID]int{}
 	for _, eps := range byNS {
-		slices.SortFunc(eps, func(a, b Endpoint) int {
-			return cmp.Or(cmp.Compare(b.Priority, a.Priority), strings.Compare(v.Networks[a.Network].Name, v.Networks[b.Network].Name), strings.Compare(string(a.ID), string(b.ID)))
-		})
+		place := func(e Endpoint) overlay.RouteRank {
+			return overlay.RouteRank{Priority: e.Priority, Network: v.Networks[e.Network].Name, Endpoint: e.ID}
+		}
+		slices.SortFunc(eps, func(a, b Endpoint) int { return place(a).Compare(place(b)) })
 		for i, e := range eps {
 			out[e.ID] = i
 		}

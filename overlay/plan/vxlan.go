@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
@@ -28,18 +29,23 @@ func PortName(id overlay.EndpointID) string { return "ep-" + string(id)[:min(len
 func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 	owner := datapath.Owner(n.ID)
 	space := datapath.Namespace{Name: n.NamespaceName(), Owner: owner, Partial: v.Partial[n.ID]}
+	space.Names = gateways(n)
 	if !n.Internal {
 		space.Uplink = UplinkName
 	}
 	c.Namespaces = append(c.Namespaces, space)
 	ns, mtu := space.NS(), cmp.Or(v.MTU[n.ID], MTU(n, v))
+	device := datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.underlay()}
+	if n.Encrypted {
+		device.Port, device.Local, device.Underlay = innerPort, overlay.InnerAddr(v.Nodes[v.Self].Cluster, v.Self), TunnelsNS()
+	}
 
 	c.Links = append(c.Links,
 		datapath.Link{NS: ns, Name: BridgeName, Owner: owner, Kind: datapath.Bridge, MAC: GatewayMAC, MTU: mtu},
 		datapath.Link{
-			NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: deviceMAC(v), MTU: mtu,
+			NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: routerMAC(v.Self), MTU: mtu,
 			Master: BridgeName, Port: datapath.PortFlags{NeighborSuppress: true},
-			VXLAN: datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.underlay()},
+			VXLAN: device,
 		},
 	)
 	for _, s := range n.Subnets {
@@ -57,8 +63,17 @@ func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 	remote(c, ns, owner, v, n, local)
 }
 
+// gateways are where workloads ask for names, with commas between.
+func gateways(n overlay.Network) string {
+	var all []string
+	for _, s := range n.Subnets {
+		all = append(all, s.Gateway.String())
+	}
+	return strings.Join(all, ",")
+}
+
 // port wants one local endpoint: a veth made in place, its far end in the workload's
-// namespace. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since suppression answers only for what lies behind the
+// namespace, locked to its addresses. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since suppression answers only for what lies behind the
 // VXLAN device and two endpoints of one node must find each other.
 func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endpoint) {
 	owner, name := datapath.Owner(e.ID), PortName(e.ID)
@@ -76,6 +91,7 @@ func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endp
 		}
 		c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: BridgeName, IP: ip, MAC: datapath.MAC(e.MAC), Owner: owner})
 	}
+	c.Locks = append(c.Locks, datapath.Lock{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), IPs: e.IPs, Host: e.Host, Owner: owner})
 	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), Owner: owner})
 }
 
@@ -88,14 +104,25 @@ func remote(c *datapath.Config, ns datapath.NS, owner datapath.Owner, v View, n 
 			own[ip] = true
 		}
 	}
+	vteps := map[overlay.NodeID]netip.Addr{}
 	for _, id := range v.Participants[n.ID] {
-		if vtep := v.Nodes[id].DataPath(); id != v.Self && vtep.IsValid() {
-			c.Filter.Allowed = append(c.Filter.Allowed, datapath.Allow{Source: vtep, VNI: n.VNI})
+		vtep := v.vtep(n, id)
+		if id == v.Self || !vtep.IsValid() {
+			continue
+		}
+		vteps[id] = vtep
+		if !n.Encrypted {
+			c.Filters[0].Allowed = append(c.Filters[0].Allowed, datapath.Allow{Source: vtep, VNI: n.VNI})
 		}
 	}
-	for _, claim := range v.Remote[n.ID] {
-		vtep := v.Nodes[claim.Record.Owner].DataPath()
-		if claim.Record.Owner == v.Self || !vtep.IsValid() || slices.ContainsFunc(claim.Record.IPs, func(ip netip.Addr) bool { return own[ip] }) {
+	if !n.Internal {
+		transit(c, ns, owner, v, vteps)
+	}
+	claims := v.Remote[n.ID]
+	c.FDB, c.Neighbors = slices.Grow(c.FDB, len(claims)), slices.Grow(c.Neighbors, 2*len(claims))
+	for _, claim := range claims {
+		vtep, in := vteps[claim.Record.Owner]
+		if !in || slices.ContainsFunc(claim.Record.IPs, func(ip netip.Addr) bool { return own[ip] }) {
 			continue
 		}
 		mac, of := datapath.MAC(claim.Record.MAC), datapath.Owner(claim.Record.Endpoint)
@@ -114,11 +141,9 @@ func (v View) underlay() netip.Addr {
 	return v.Nodes[v.Self].DataPath()
 }
 
-// deviceMAC is the VXLAN device's own address: no frame carries it, so that the node's ID is
-// good enough to derive it from, and a restart finds the same.
-func deviceMAC(v View) datapath.MAC {
-	return derived(string(v.Self))
-}
+// routerMAC is the address of a node's VXLAN devices, by which others send to its namespaces
+// themselves: a bridge takes what is for a port's own address.
+func routerMAC(id overlay.NodeID) datapath.MAC { return derived(string(id)) }
 
 // portMAC is the address of the bridge's side of a port. A bridge with a fixed address does
 // not take it over.
@@ -148,14 +173,23 @@ const (
 	overhead6 = 40 + 8 + 8 + 14
 )
 
+const defaultMTU = 1500 // of an underlay that nobody has told of
+
+// leastIPv6 is the least MTU with which Linux, and RFC 8200 in section 5, have IPv6 at all.
+const leastIPv6 = 1280
+
 // MTU is the network's MTU: what its spec says, else the least underlay MTU of its
-// participants less the encapsulation, in bytes.
+// participants less the encapsulation, in bytes. Where that is too little for the network's IPv6,
+// the largest frames go over the underlay in pieces, as RFC 8200 asks of such a link.
 func MTU(n overlay.Network, v View) int {
 	if m := n.NetworkSpec.MTU(); m != 0 {
 		return m
 	}
 	overhead, least := overhead4, v.Nodes[v.Self].MTU
-	if v.Nodes[v.Self].DataPath().Is6() {
+	switch {
+	case n.Encrypted:
+		overhead = overhead6 + wireGuardOverhead(v.Nodes[v.Self])
+	case v.Nodes[v.Self].DataPath().Is6():
 		overhead = overhead6
 	}
 	for _, id := range v.Participants[n.ID] {
@@ -163,8 +197,9 @@ func MTU(n overlay.Network, v View) int {
 			least = m
 		}
 	}
-	if least == 0 {
-		least = 1500
+	mtu := cmp.Or(least, defaultMTU) - overhead
+	if n.IPv6 {
+		return max(mtu, leastIPv6)
 	}
-	return least - overhead
+	return mtu
 }

@@ -14,7 +14,7 @@ import (
 
 // Endpoints are the live endpoints of a network, sorted by node and name. Claims of nodes that
 // are not among nodes are left out.
-func Endpoints(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, claims []overlay.Claim) []overlay.Endpoint {
+func Endpoints(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, claims []*overlay.Claim) []overlay.Endpoint {
 	out := []overlay.Endpoint{}
 	for _, c := range claims {
 		node, known := nodes[c.Record.Owner]
@@ -24,6 +24,7 @@ func Endpoints(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, claims 
 		e := overlay.Endpoint{
 			ID: c.Record.Endpoint, Name: c.Record.Workload, Node: node.ID, NodeName: node.Name, NetworkID: n.ID, NetworkName: n.Name,
 			MAC: c.Record.MAC, State: overlay.EndpointReady, Service: c.Record.Service, Labels: c.Record.Labels,
+			Health: c.Record.Health,
 		}
 		if len(c.Record.Names) > 1 {
 			e.Aliases = c.Record.Names[1:] // the first is the workload's own
@@ -50,10 +51,10 @@ func Sort(e []overlay.Endpoint) {
 }
 
 // Network is a network's row, without what a single node has of it.
-func Network(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, leases map[overlay.NodeID]overlay.Signed, claims []overlay.Claim) overlay.NetworkRow {
+func Network(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, leases map[overlay.NodeID]overlay.Signed, claims []*overlay.Claim) overlay.NetworkRow {
 	r := overlay.NetworkRow{
 		ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: "cluster", VNI: n.VNI, EnableIPv4: n.IPv4, EnableIPv6: n.IPv6,
-		Internal: n.Internal, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: Endpoints(n, nodes, claims), Participants: []overlay.ParticipantRow{},
+		Internal: n.Internal, Encrypted: n.Encrypted, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: Endpoints(n, nodes, claims), Participants: []overlay.ParticipantRow{},
 	}
 	for _, s := range n.Subnets {
 		r.IPAM.Config = append(r.IPAM.Config, overlay.IPAMConfigRow{

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/agent"
+	"github.com/heddle-net/heddle/overlay/tunnel"
 )
 
 // Buckets of the file, and the keys in the one for single values.
@@ -30,6 +32,7 @@ var (
 	keyNodes     = []byte("nodes")
 	keyNumber    = []byte("number")
 	keyAddresses = []byte("addresses")
+	keyTunnels   = []byte("wireguard")
 )
 
 // version is the version of the file's layout (format "disk").
@@ -193,6 +196,11 @@ func (s *Store) Save(c agent.Change) error {
 				return err
 			}
 		}
+		if c.Floor != (overlay.Version{}) {
+			if err := sink(tx, c.Network, c.Floor); err != nil {
+				return err
+			}
+		}
 		if c.Barred != nil {
 			if err := put(tx, barred, []byte(c.Network), *c.Barred); err != nil {
 				return err
@@ -224,6 +232,27 @@ func putRecord(tx *bbolt.Tx, r agent.OwnRecord) error {
 		}
 	}
 	return put(tx, records, key, r)
+}
+
+// sink drops a network's records up to a version.
+func sink(tx *bbolt.Tx, id overlay.NetworkID, floor overlay.Version) error {
+	var drop [][]byte
+	c := tx.Bucket(records).Cursor()
+	for k, b := c.Seek([]byte(id)); bytes.HasPrefix(k, []byte(id)); k, b = c.Next() {
+		var r agent.OwnRecord
+		if err := json.Unmarshal(b, &r); err != nil {
+			return err
+		}
+		if r.Version().Compare(floor) <= 0 {
+			drop = append(drop, k)
+		}
+	}
+	for _, k := range drop {
+		if err := tx.Bucket(records).Delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // raise keeps the higher counter: changes made at the same time may be saved in any order.
@@ -283,12 +312,23 @@ func (s *Store) LoadNodes() (n map[overlay.NodeID]overlay.SignedNode, err error)
 	return n, err
 }
 
-// NextNumber counts this node's own node records, from 1.
-func (s *Store) NextNumber() (n uint64, err error) {
+// NextNumber counts this node's own node records, from 1 or from what is above. A number that it
+// gives with an error may come again.
+func (s *Store) NextNumber(above uint64) (n uint64, err error) {
 	if err := s.get(keyNumber, &n); err != nil {
 		return 0, err
 	}
-	return n + 1, s.set(keyNumber, n+1)
+	n = max(n, above) + 1
+	return n, s.set(keyNumber, n)
+}
+
+// SaveTunnelKeys keeps this node's WireGuard keys.
+func (s *Store) SaveTunnelKeys(k tunnel.Keys) error { return s.set(keyTunnels, k) }
+
+// LoadTunnelKeys is what SaveTunnelKeys kept, or nil.
+func (s *Store) LoadTunnelKeys() (k *tunnel.Keys, err error) {
+	err = s.get(keyTunnels, &k)
+	return k, err
 }
 
 func (s *Store) set(key []byte, v any) error {

@@ -16,6 +16,8 @@ const (
 	red  = overlay.NetworkID("c1000000000000000000000000000000")
 	web  = overlay.EndpointID("e1000000000000000000000000000000")
 	db   = overlay.EndpointID("e2000000000000000000000000000000")
+	gone = overlay.EndpointID("e3000000000000000000000000000000")
+	last = overlay.EndpointID("e4000000000000000000000000000000")
 )
 
 func open(t *testing.T, path string) *Store {
@@ -47,6 +49,8 @@ func TestSaveAndLoad(t *testing.T) {
 		{Network: blue, Counter: agent.Counter{Incarnation: 1, Number: 5}, Records: []agent.OwnRecord{stated(blue, web, 1, 5)}}, // late
 		{Network: blue, Counter: agent.Counter{Incarnation: 2, Number: 1}, Records: []agent.OwnRecord{stated(blue, web, 2, 1)}},
 		{Network: blue, Delete: []overlay.EndpointID{web, db}, Put: row(blue, db), Barred: &barred}, // a row takes another's place
+		{Network: blue, Records: []agent.OwnRecord{stated(blue, gone, 1, 9), stated(blue, last, 2, 3)}},
+		{Network: blue, Records: []agent.OwnRecord{stated(blue, web, 2, 4)}, Floor: overlay.Version{Incarnation: 2, Number: 3}},
 		{Network: red, Put: row(red, web), Records: []agent.OwnRecord{stated(red, web, 1, 1)}},
 		{Network: red, Forget: true},
 	} {
@@ -62,12 +66,21 @@ func TestSaveAndLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := agent.Saved{
-		Endpoints: []agent.Row{*row(blue, db)}, Records: []agent.OwnRecord{stated(blue, web, 2, 1)},
+		Endpoints: []agent.Row{*row(blue, db)}, Records: []agent.OwnRecord{stated(blue, web, 2, 4)},
 		Counters: map[overlay.NetworkID]agent.Counter{blue: {Incarnation: 2, Number: 1}},
 		Barred:   map[overlay.NetworkID][]overlay.Grant{blue: {}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("what is found again differs:\n%s", d)
+	}
+}
+
+func TestNextNumber(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "node.db"))
+	for _, step := range []struct{ above, want uint64 }{{0, 1}, {0, 2}, {9, 10}, {3, 11}, {0, 12}} {
+		if n, err := s.NextNumber(step.above); err != nil || n != step.want {
+			t.Errorf("above %d it gives %d, %v; want %d", step.above, n, err, step.want)
+		}
 	}
 }
 
@@ -81,7 +94,7 @@ func TestOpenTwice(t *testing.T) {
 
 func TestClear(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "node.db"))
-	if n, err := s.NextNumber(); err != nil || n != 1 {
+	if n, err := s.NextNumber(0); err != nil || n != 1 {
 		t.Fatal(n, err)
 	}
 	if err := s.Save(agent.Change{Network: blue, Put: &agent.Row{V: 1, ID: web}}); err != nil {
@@ -93,7 +106,7 @@ func TestClear(t *testing.T) {
 	if got, err := s.Load(); err != nil || len(got.Endpoints) > 0 {
 		t.Errorf("after Clear: %+v, %v", got, err)
 	}
-	if n, err := s.NextNumber(); err != nil || n != 1 {
+	if n, err := s.NextNumber(0); err != nil || n != 1 {
 		t.Errorf("after Clear it counts %d, %v", n, err)
 	}
 }
