@@ -6,18 +6,21 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-net/heddle/gossip/table"
 	"github.com/heddle-net/heddle/overlay"
 )
 
 const (
 	syncWidth = 8 // exchanges of one Sync at the same time
 	whereTime = 500 * time.Millisecond
+	maxRounds = 256 // of one exchange
 )
 
 // Sync exchanges digests of a network with all its participants and fetches what is missing.
@@ -33,7 +36,15 @@ func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overla
 		}
 	}
 	n.mu.Unlock()
-	return n.exchangeAll(ctx, ask)
+	return n.exchangeAll(ctx, ask, n.gone)
+}
+
+// gone says whether a node is out of the cluster, or dead as membership sees it.
+func (n *Node) gone(id overlay.NodeID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, out := n.removals[id]
+	return out || n.dead[id]
 }
 
 // Refresh fetches what this node lacks from the nodes, and fails when one of them does not answer:
@@ -50,17 +61,22 @@ func (n *Node) Refresh(ctx context.Context, nodes []overlay.NodeID) error {
 	if err != nil {
 		return err
 	}
-	return n.exchangeAll(ctx, ask)
+	return n.exchangeAll(ctx, ask, func(overlay.NodeID) bool { return false })
 }
 
-// exchangeAll exchanges with nodes beside each other. Its error is of the first that failed.
-func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID) error {
+// exchangeAll exchanges with nodes beside each other. Its error is of the first that failed and was
+// not excused by then.
+func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID, excused func(overlay.NodeID) bool) error {
 	var g errgroup.Group // one that fails does not end the others
 	g.SetLimit(syncWidth)
 	for _, id := range ask {
 		g.Go(func() error {
 			n.whereIs(ctx, id)
-			return n.exchange(ctx, id, exchangeTime)
+			err := n.exchange(ctx, id, exchangeTime)
+			if err != nil && excused(id) {
+				return nil
+			}
+			return err
 		})
 	}
 	return g.Wait()
@@ -148,12 +164,40 @@ func (n *Node) addressOf(id overlay.NodeID) (string, error) {
 	return "", overlay.Errorf(overlay.Unavailable, "node %s has not said where it is", id.Short())
 }
 
-// exchange brings this node and another to the same knowledge: both say what they hold, both
-// get what they lack. It gives up when no stream stands after a while.
+// exchange brings this node and another to the same knowledge, in as many rounds as that takes. It
+// gives up when no stream stands after a while.
 func (n *Node) exchange(ctx context.Context, id overlay.NodeID, patience time.Duration) error {
+	var before [2]digests
+	for range maxRounds {
+		held, more, err := n.round(ctx, id, patience)
+		if err != nil || !more {
+			return err
+		}
+		if reflect.DeepEqual(held, before) {
+			break
+		}
+		before = held
+	}
+	return overlay.Errorf(overlay.Unavailable, "node %s and this one have more for each other than they take in: records are refused; look at the log of both", id.Short())
+}
+
+// digests are what a node holds of networks.
+type digests map[overlay.NetworkID]table.Digest
+
+func digestsOf(f frame) digests {
+	d := digests{}
+	for _, p := range f.Networks {
+		d[p.Network] = p.Digest
+	}
+	return d
+}
+
+// round is one part of an exchange: both say what they hold, both get of what they lack as much as
+// goes at a time. It answers what they held, and whether there is more.
+func (n *Node) round(ctx context.Context, id overlay.NodeID, patience time.Duration) (held [2]digests, more bool, err error) {
 	at, err := n.addressOf(id)
 	if err != nil {
-		return err
+		return held, false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
 	defer cancel()
@@ -161,29 +205,32 @@ func (n *Node) exchange(ctx context.Context, id overlay.NodeID, patience time.Du
 	defer cancel()
 	c, err := n.wire.Dial(dialling, at, id)
 	if err != nil {
-		return overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
+		return held, false, overlay.Errorf(overlay.Unavailable, "reach gossip of node %s at %s: %w", id.Short(), at, err)
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	if err := send(c, n.ask(id)); err != nil {
-		return err
+	ours := n.ask(id)
+	ours.More = true
+	if err := send(c, ours); err != nil {
+		return held, false, err
 	}
 	theirs, err := receive(c) // what we lack
 	if err != nil {
-		return err
+		return held, false, err
 	}
+	n.heardFrom(id)
 	n.takeNodes(theirs)
 	n.takeParts(theirs.Networks)
-	give := n.lacking(theirs)
+	give := n.lacking(theirs, maxGive)
 	give.Kind = kindGive
 	if err := send(c, give); err != nil {
-		return err
+		return held, false, err
 	}
 	if _, err := receive(c); !errors.Is(err, io.EOF) { // the other closes when it has taken it in
-		return overlay.Errorf(overlay.Unavailable, "node %s has not confirmed what it was given: %w", id.Short(), err)
+		return held, false, overlay.Errorf(overlay.Unavailable, "node %s has not confirmed what it was given: %w", id.Short(), err)
 	}
-	return nil
+	return [2]digests{digestsOf(ours), digestsOf(theirs)}, theirs.More || give.More, nil
 }
 
 // ask says what this node holds of the networks that it shares with another.
@@ -193,6 +240,9 @@ func (n *Node) ask(with overlay.NodeID) frame {
 	f := frame{Kind: kindAsk, From: n.Self, Hello: &n.Hello, Held: map[overlay.NodeID]uint64{}}
 	for id, h := range n.nodes {
 		f.Held[id] = h.record.Number
+	}
+	if h, ok := n.nodes[n.Self]; ok {
+		f.Said = said(h)
 	}
 	for _, s := range n.removals {
 		f.Removals = append(f.Removals, s)
@@ -209,13 +259,18 @@ func (n *Node) ask(with overlay.NodeID) frame {
 	return f
 }
 
-// lacking is what the sender of f lacks, by what f says it holds.
-func (n *Node) lacking(f frame) frame {
+// said tells one record of a node from another of the same number.
+func said(h heard) string { return h.signed.Record.Digest()[:16] }
+
+// lacking is what the sender of f lacks, by what f says it holds, as far as there is room.
+func (n *Node) lacking(f frame, room int) frame {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	out := frame{From: n.Self}
 	for id, h := range n.nodes {
-		if h.record.Number > f.Held[id] {
+		// What is held of the other itself it may have forgotten, and said something else by that number.
+		forgot := id == f.From && f.Said != "" && f.Said != said(h) && h.record.Number == f.Held[id]
+		if h.record.Number > f.Held[id] || forgot {
 			out.Nodes = append(out.Nodes, h.signed)
 		}
 	}
@@ -224,8 +279,15 @@ func (n *Node) lacking(f frame) frame {
 			continue // not ours to tell, or not for it
 		}
 		q := part{Network: p.Network}
-		for _, b := range n.table.Missing(p.Network, p.Digest) {
-			if b.Owner != f.From || b.UpTo.Compare(p.Digest[f.From]) > 0 {
+		missing := n.table.Missing(p.Network, p.Digest)
+		// What is refused comes again and again: it must not always take the room.
+		rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
+		for _, b := range missing {
+			if b.Owner == f.From && b.UpTo.Compare(p.Digest[f.From]) <= 0 {
+				continue
+			}
+			b, whole := fit(b, &room)
+			if out.More = out.More || !whole; b.Owner != "" {
 				q.Batches = append(q.Batches, pack(b))
 			}
 		}
@@ -262,6 +324,7 @@ func (n *Node) answer(ctx context.Context, c stream) {
 		err = overlay.Errorf(overlay.Denied, "node %s speaks as %s", c.peer.Short(), f.From.Short())
 	}
 	if err == nil {
+		n.hint(f.From)
 		err = n.reply(ctx, c, f)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
@@ -294,15 +357,16 @@ func (n *Node) reply(ctx context.Context, c stream, f frame) error {
 	n.takeNodes(f)
 	n.learnParticipants(f)
 	mine := n.ask(f.From)
-	out := n.lacking(f)
+	room := maxGiveAll
+	if f.More {
+		room = maxGive
+	}
+	out := n.lacking(f, room)
 	out.Kind, out.Hello, out.Held = kindGive, mine.Hello, mine.Held
 	out.Removals = mine.Removals
-	digests := map[overlay.NetworkID]part{}
-	for _, p := range mine.Networks {
-		digests[p.Network] = p
-	}
+	held := digestsOf(mine)
 	for i, p := range out.Networks {
-		out.Networks[i].Digest = digests[p.Network].Digest
+		out.Networks[i].Digest = held[p.Network]
 	}
 	if err := send(c, out); err != nil {
 		return err

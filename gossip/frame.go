@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"io"
@@ -23,6 +24,8 @@ const (
 
 const (
 	maxFrame    = 32 << 20 // bytes on a stream
+	maxGive     = 1 << 20  // bytes of records that are given at a time, to who asks for more
+	maxGiveAll  = 24 << 20 // to who does not, as earlier builds: their next exchange brings the rest
 	maxPush     = 1300     // bytes of a push that goes as a packet; larger ones go as a stream
 	maxNetworks = 4096     // of an exchange
 )
@@ -36,8 +39,10 @@ type frame struct {
 	Hello    *overlay.Hello            `json:"hello,omitempty"`
 	Networks []part                    `json:"networks,omitempty"`
 	Held     map[overlay.NodeID]uint64 `json:"held,omitempty"` // node records by number, in an ask
+	Said     string                    `json:"said,omitempty"` // what the sender's own node record is known by, in an ask
 	Nodes    []overlay.SignedNode      `json:"nodes,omitempty"`
 	Removals []overlay.Signed          `json:"removals,omitempty"`
+	More     bool                      `json:"more,omitempty"` // in an ask: its sender asks again while there is more; in a give: there is
 }
 
 // part is what a frame says of one network.
@@ -76,6 +81,27 @@ func pack(b table.Batch) batch {
 		out.Records = append(out.Records, record{c.Signed, i})
 	}
 	return out
+}
+
+// fit cuts a batch to what there is room for, in bytes, of which it takes that away.
+func fit(b table.Batch, room *int) (cut table.Batch, whole bool) {
+	size := func(s overlay.Signed) int { return 4*len(s.Body)/3 + 256 } // as JSON, with its signature
+	var lease []byte
+	for i, c := range b.Claims {
+		need := size(c.Signed)
+		if !bytes.Equal(c.Lease.Sig, lease) {
+			need += size(c.Lease)
+		}
+		lease = c.Lease.Sig
+		if *room -= need; *room >= 0 {
+			continue
+		}
+		if i == 0 {
+			return table.Batch{}, false
+		}
+		return b.First(i), false
+	}
+	return b, true
 }
 
 // decode reads a frame and refuses unknown versions by name.
@@ -119,9 +145,11 @@ func receive(r io.Reader) (frame, error) {
 	if n > maxFrame {
 		return frame{}, overlay.Errorf(overlay.Invalid, "gossip frame of %d bytes is too long", n)
 	}
-	b, err := io.ReadAll(io.LimitReader(r, int64(n))) // grows with what arrives, not with what is claimed
-	if err != nil {
+	// It grows with what arrives, not with what is claimed, and by doubling: of 10,000 records
+	// io.ReadAll leaves five times their size behind.
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(io.LimitReader(r, int64(n))); err != nil {
 		return frame{}, err
 	}
-	return decode(b)
+	return decode(b.Bytes())
 }

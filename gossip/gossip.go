@@ -50,18 +50,20 @@ type Config struct {
 // Node is this node's part in gossip. It is safe for concurrent use.
 type Node struct {
 	Config
-	wire    wire
-	list    *memberlist.Memberlist
-	keys    *memberlist.Keyring
-	changed chan struct{}
-	inbox   chan []byte
-	reached chan struct{}   // a node that lacks something has answered
-	life    context.Context // ends with Close
-	end     context.CancelFunc
-	working sync.WaitGroup // what begin has begun
-	slots   chan struct{}  // of streams that carry pushes
-	turns   chan struct{}  // of pushes that have just gone out
-	bulk    sync.Mutex     // one large batch at a time is checked
+	wire      wire
+	list      *memberlist.Memberlist
+	keys      *memberlist.Keyring
+	changed   chan struct{}
+	surpassed chan uint64
+	inbox     chan []byte
+	reached   chan struct{}   // a node that lacks something has answered
+	life      context.Context // ends with Close
+	end       context.CancelFunc
+	working   sync.WaitGroup // what begin has begun
+	slots     chan struct{}  // of streams that carry pushes
+	turns     chan struct{}  // of pushes that have just gone out
+	doubting  chan struct{}  // slots of probes of nodes that membership calls dead
+	bulk      sync.Mutex     // one large batch at a time is checked
 
 	mu       sync.Mutex
 	table    *table.Table
@@ -78,7 +80,8 @@ type Node struct {
 	draining bool
 	lastPush uint64
 	probes   map[overlay.NodeID]probe
-	dead     map[overlay.NodeID]bool
+	dead     map[overlay.NodeID]bool // as membership says
+	doubts   map[overlay.NodeID]*doubt
 	behind   map[overlay.NodeID]bool // nodes that lack something; true for those that have answered since
 	meeting  map[overlay.NodeID]bool // those of them that an exchange brings up
 	trying   map[overlay.NodeID]bool // those that are tried without an answer
@@ -113,6 +116,7 @@ type push struct {
 	packs   []*push // those that it goes out for
 	waits   map[overlay.NodeID]bool
 	streams map[overlay.NodeID]bool // one of these is on its way, or waits for its turn
+	left    bool                    // its caller waits no longer
 	done    chan struct{}           // closed when nobody is waited for
 }
 
@@ -147,12 +151,12 @@ func New(c Config) (*Node, error) {
 // alone makes a node that has no membership yet.
 func alone(c Config, w wire) (*Node, error) {
 	n := &Node{
-		Config: c, wire: w, changed: make(chan struct{}, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1),
-		slots: make(chan struct{}, pushWidth), turns: make(chan struct{}, pushTurns),
+		Config: c, wire: w, changed: make(chan struct{}, 1), surpassed: make(chan uint64, 1), inbox: make(chan []byte, inboxSize), reached: make(chan struct{}, 1),
+		slots: make(chan struct{}, pushWidth), turns: make(chan struct{}, pushTurns), doubting: make(chan struct{}, doubtWidth),
 		table: table.New(), follows: map[overlay.NetworkID]map[overlay.NodeID]bool{}, managers: map[overlay.NodeID]bool{},
 		leases: map[overlay.NetworkID]overlay.Signed{}, nodes: map[overlay.NodeID]heard{}, places: newPlaces(), removals: map[overlay.NodeID]overlay.Signed{},
 		stated: map[overlay.NetworkID]overlay.Version{}, pending: map[uint64]*push{}, lastPush: rand.Uint64N(1 << 52),
-		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, counters: map[string]uint64{},
+		probes: map[overlay.NodeID]probe{}, dead: map[overlay.NodeID]bool{}, doubts: map[overlay.NodeID]*doubt{}, counters: map[string]uint64{},
 		behind: map[overlay.NodeID]bool{}, meeting: map[overlay.NodeID]bool{}, trying: map[overlay.NodeID]bool{},
 	}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -250,13 +254,12 @@ func (n *Node) Seek(ctx context.Context, id overlay.NodeID, addrs []netip.AddrPo
 		return err
 	}
 	n.mu.Lock()
-	n.dead[id] = true
-	n.giveUp(id)
+	n.bury(id)
 	n.mu.Unlock()
 	// Membership may have heard of it meanwhile; after this it takes the mark away itself.
 	if slices.ContainsFunc(n.list.Members(), func(m *memberlist.Node) bool { return m.Name == string(id) }) {
 		n.mu.Lock()
-		delete(n.dead, id)
+		n.lift(id)
 		n.mu.Unlock()
 	}
 	return err
@@ -319,24 +322,34 @@ func (n *Node) SetParticipants(networks map[overlay.NetworkID][]overlay.NodeID, 
 }
 
 // Claims are the endpoints of a network that stand.
-func (n *Node) Claims(id overlay.NetworkID) []overlay.Claim {
+func (n *Node) Claims(id overlay.NetworkID) []*overlay.Claim {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.table.Live(id)
 }
 
-// Stated is the highest version of this node's own records that another node holds. Where it
-// is above what this node remembers, its disk was lost.
+// Stated is the highest version of this node's own records of which it heard from another before it
+// said anything of that version itself. Where it is above what the disk knew at the start, the disk
+// was set back.
 func (n *Node) Stated(id overlay.NetworkID) overlay.Version {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stated[id]
 }
 
-// Changed signals that claims or node records have changed since it was read last.
+// Skip notes that this node says nothing more under the versions from one to another, of one
+// incarnation: others need not wait for what was never said.
+func (n *Node) Skip(id overlay.NetworkID, from, to overlay.Version) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.table.Skip(id, n.Self, from, to)
+}
+
+// Changed signals that claims, node records or what Suspended answers have changed since it was read
+// last.
 func (n *Node) Changed() <-chan struct{} { return n.changed }
 
-// Revision numbers what Claims and Nodes answer at this moment.
+// Revision numbers what Claims, Nodes and Suspended answer at this moment.
 func (n *Node) Revision() uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()

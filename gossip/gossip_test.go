@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -408,6 +409,41 @@ func TestRefusedRecords(t *testing.T) {
 				t.Errorf("the mark went to %v past a refused record", m)
 			}
 		})
+	}
+}
+
+// However much a node holds that another lacks, a frame has room for it, also for one that does not
+// ask for more.
+func TestAFrameHasRoom(t *testing.T) {
+	n := node(t, nodeB, true)
+	n.SetParticipants(map[overlay.NetworkID][]overlay.NodeID{blue: {nodeA, nodeB, nodeC}}, nil)
+	var claims []overlay.Claim
+	under, key := lease(t, nodeA), overlay.KeyIDOf(public(seed(string(nodeA))))
+	for i := range 60_000 {
+		c := overlay.Claim{Lease: under, Record: overlay.Record{
+			V: 1, Place: place, Network: blue, Owner: nodeA, Endpoint: overlay.EndpointID(fmt.Sprintf("%032x", i+1)), Workload: "web", Incarnation: 1, Number: uint64(i + 1), Deleted: true,
+		}}
+		b, err := json.Marshal(c.Record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Signed = overlay.Signed{Key: key, Body: b, Sig: make([]byte, 64)}
+		claims = append(claims, c)
+	}
+	n.mu.Lock()
+	n.table.MergeBatch(blue, table.Batch{Owner: nodeA, Claims: claims})
+	n.mu.Unlock()
+	ask := frame{From: nodeC, Networks: []part{{Network: blue}}}
+	for _, room := range []int{maxGive, maxGiveAll} {
+		give := n.lacking(ask, room)
+		b, err := json.Marshal(give)
+		if err != nil {
+			t.Fatal(err)
+		}
+		up := give.Networks[0].Batches[0]
+		if len(b) > room || len(b) < room/2 || !give.More || up.UpTo.Number != uint64(len(up.Records)) {
+			t.Errorf("with room for %d it gives %d bytes, up to %v in %d records; more: %v", room, len(b), up.UpTo, len(up.Records), give.More)
+		}
 	}
 }
 

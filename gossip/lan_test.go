@@ -22,8 +22,9 @@ import (
 
 // lan is a network in memory for virtual time. Packets are late, lost, doubled and out of order as
 // it says. On streams a loss is a delay: a segment that is lost, or whose acknowledgement is, comes
-// again after 200 ms, then after twice that, and so on; a lost SYN after 1 s. That is what Linux
-// does where nothing follows that could make it look sooner. Windows have no limit.
+// again after 200 ms, then after twice that, and so on. That is what Linux does where nothing follows
+// that could make it look sooner. A lost SYN is followed by others as connect sends them; it comes
+// again by itself after 1 s. Windows have no limit.
 //
 // Where costs are set, each host has one core, on which sending and taking in follow each other.
 type lan struct {
@@ -38,6 +39,7 @@ type lan struct {
 	sent  int // packets
 	large int // packets above the MTU
 	over  int // packets lost because their host was busy
+	frame int // bytes of the largest frame on a stream
 
 	dials atomic.Int64 // streams for exchanges
 }
@@ -233,7 +235,7 @@ func give[C io.Closer](h *host, takers chan<- C, c C) {
 
 // connect does the handshakes of TCP and TLS 1.3: two round trips.
 func (h *host) connect(ctx context.Context, addr string) (near, far net.Conn, to *host, err error) {
-	if err := h.roundTrip(ctx, addr, rtoSYN, 1); err != nil {
+	if err := h.meet(ctx, addr); err != nil {
 		return nil, nil, nil, err
 	}
 	if to = h.lan.host(addr); to == nil {
@@ -257,6 +259,25 @@ func (h *host) connect(ctx context.Context, addr string) (near, far net.Conn, to
 	}
 	there, back := newFlow(h, to), newFlow(to, h)
 	return &conn{in: back, out: there, at: h.at, to: to.at}, &conn{in: there, out: back, at: to.at, to: h.at}, to, nil
+}
+
+// meet takes until the first of connect's tries gets through.
+func (h *host) meet(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, maxConnects)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	for i := range maxConnects {
+		all.Go(func() {
+			err := pause(ctx, time.Duration(i)*connectEvery)
+			if err == nil {
+				err = h.roundTrip(ctx, addr, rtoSYN, 1)
+			}
+			done <- err
+		})
+	}
+	return <-done // an error is that of ctx, for all
 }
 
 // roundTrip takes as long as it takes until one try gets through both ways.
@@ -426,6 +447,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	if closed {
 		return 0, net.ErrClosed
 	}
+	c.out.from.lan.mu.Lock()
+	c.out.from.lan.frame = max(c.out.from.lan.frame, len(b))
+	c.out.from.lan.mu.Unlock()
 	for rest := b; len(rest) > 0; {
 		seg := rest[:min(mss, len(rest))]
 		rest = rest[len(seg):]

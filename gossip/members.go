@@ -57,8 +57,7 @@ func (d delegate) NotifyUpdate(m *memberlist.Node) {
 func (d delegate) NotifyLeave(m *memberlist.Node) {
 	d.n.mu.Lock()
 	defer d.n.mu.Unlock()
-	d.n.dead[overlay.NodeID(m.Name)] = true
-	d.n.giveUp(overlay.NodeID(m.Name))
+	d.n.bury(overlay.NodeID(m.Name))
 }
 
 func (d delegate) met(m *memberlist.Node) {
@@ -68,7 +67,7 @@ func (d delegate) met(m *memberlist.Node) {
 	}
 	d.n.mu.Lock()
 	defer d.n.mu.Unlock()
-	delete(d.n.dead, id)
+	d.n.lift(id)
 	d.n.answers(id)
 }
 
@@ -153,6 +152,9 @@ func (n *Node) Peers() []overlay.PeerStatus {
 			p.State = "alive"
 		case n.dead[id]:
 			p.State = "dead"
+		}
+		if d := n.doubts[id]; d != nil {
+			p.Suspended = d.suspended
 		}
 		out = append(out, p)
 	}

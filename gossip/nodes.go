@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -13,7 +14,7 @@ import (
 // SetSelf replaces what this node says of itself, and tells all members, again where they don't
 // acknowledge it.
 func (n *Node) SetSelf(s overlay.SignedNode) error {
-	if err := n.hearNode(s); err != nil {
+	if err := n.hearNode(s, true); err != nil {
 		return err
 	}
 	n.tell(frame{Nodes: []overlay.SignedNode{s}})
@@ -22,6 +23,10 @@ func (n *Node) SetSelf(s overlay.SignedNode) error {
 	_ = n.list.UpdateNode(time.Nanosecond)
 	return nil
 }
+
+// Surpassed gives the number of a record of this node that another holds and that it does not know:
+// its disk was set back. Others listen to what has a higher one.
+func (n *Node) Surpassed() <-chan uint64 { return n.surpassed }
 
 // Introduce learns from a member who there is, and tells all of them what this node says of
 // itself, so that nobody has to hear of it by chance.
@@ -64,10 +69,10 @@ func (n *Node) tell(f frame) {
 	})
 }
 
-// AddNodes takes over node records from elsewhere, such as this node's disk.
+// AddNodes takes over other nodes' records from elsewhere, such as this node's disk.
 func (n *Node) AddNodes(nodes []overlay.SignedNode) {
 	for _, s := range nodes {
-		_ = n.hearNode(s) // counted
+		_ = n.hearNode(s, false) // counted
 	}
 }
 
@@ -126,12 +131,13 @@ func (n *Node) takeNodes(f frame) {
 		_, _ = n.hearRemoval(s) // counted
 	}
 	for _, s := range f.Nodes {
-		_ = n.hearNode(s) // counted
+		_ = n.hearNode(s, false) // counted
 	}
 }
 
-// hearNode keeps a node record if it is genuine and newer.
-func (n *Node) hearNode(s overlay.SignedNode) error {
+// hearNode keeps a node record if it is genuine and newer. What this node is, only it says itself:
+// own is true then.
+func (n *Node) hearNode(s overlay.SignedNode, own bool) error {
 	r, _, err := n.Trust().CheckNode(s)
 	if err != nil {
 		n.refused("node record", err)
@@ -139,10 +145,23 @@ func (n *Node) hearNode(s overlay.SignedNode) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, out := n.removals[r.Node]; out || n.nodes[r.Node].record.Number >= r.Number {
+	known := n.nodes[r.Node]
+	_, out := n.removals[r.Node]
+	same := known.record.Number == r.Number
+	switch {
+	case out, known.record.Number > r.Number, same && bytes.Equal(known.signed.Record.Body, s.Record.Body):
+		return nil
+	case r.Node == n.Self && !own:
+		select {
+		case <-n.surpassed: // by an older one
+		default:
+		}
+		n.surpassed <- r.Number
+		return nil
+	case same: // the first that came stays, until its node says more
 		return nil
 	}
-	n.places.move(r.Node, n.nodes[r.Node].record.DataPath(), r.DataPath())
+	n.places.move(r.Node, known.record.DataPath(), r.DataPath())
 	n.nodes[r.Node] = heard{s, r}
 	if a := r.DataPath(); !n.places.holds(r.Node, a) {
 		n.Log.Warn("a node claims a data-path address that another has; it stays with that one", "node", r.Name, "addr", a, "held-by", n.nodes[n.places.claims[a][0]].record.Name)
@@ -168,6 +187,7 @@ func (n *Node) hearRemoval(s overlay.Signed) (fresh bool, err error) {
 	delete(n.nodes, r.Node)
 	n.table.DropOwner(r.Node)
 	n.giveUp(r.Node)
+	n.lift(r.Node)
 	delete(n.behind, r.Node)
 	n.changes()
 	return true, nil

@@ -62,7 +62,10 @@ func (n *Node) Publish(ctx context.Context, network overlay.NetworkID, records [
 	case <-p.done:
 	case <-ctx.Done():
 	}
-	return n.waiting(p), nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.left = true
+	return slices.Sorted(maps.Keys(p.waits)), nil
 }
 
 // await makes a push that nodes must acknowledge. The caller holds mu.
@@ -161,6 +164,7 @@ func (n *Node) deliver(p *push, b []byte, sent func()) {
 	defer n.forget(p)
 	defer sent()
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		n.leave(p)
 		n.send(p, b)
 		again := time.NewTimer(wait)
 		select {
@@ -176,6 +180,21 @@ func (n *Node) deliver(p *push, b []byte, sent func()) {
 		case <-again.C:
 		}
 		sent()
+	}
+}
+
+// leave leaves those who lack something anyway to the exchange that is to bring them up, once no
+// caller waits for them. Else all that was said in the last seconds of a cut would come once more
+// when it heals, piece by piece, in the exchanges' way.
+func (n *Node) leave(p *push) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	waited := func(q *push) bool { return !q.left }
+	if len(p.packs) == 0 && waited(p) || slices.ContainsFunc(p.packs, waited) {
+		return
+	}
+	for id := range n.behind {
+		n.settle(p, id)
 	}
 }
 
@@ -198,6 +217,12 @@ func (n *Node) waiting(p *push) []overlay.NodeID {
 	return slices.Sorted(maps.Keys(p.waits))
 }
 
+func (n *Node) waitsFor(p *push, id overlay.NodeID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return p.waits[id]
+}
+
 // send sends one try of a push to who is waited for: as a packet where it fits, else as a stream,
 // of which each has one at a time.
 func (n *Node) send(p *push, b []byte) {
@@ -217,7 +242,7 @@ func (n *Node) send(p *push, b []byte) {
 			continue
 		}
 		n.begin(func() {
-			n.sendStream(to, hostPort(at), p.id, b)
+			n.sendStream(to, hostPort(at), p, b)
 			n.mu.Lock()
 			delete(p.streams, to)
 			n.mu.Unlock()
@@ -238,17 +263,22 @@ func (n *Node) sendPackets(p *push, b []byte) {
 }
 
 // sendStream sends a push over a stream, which carries the acknowledgement back.
-func (n *Node) sendStream(to overlay.NodeID, at string, id uint64, b []byte) {
+func (n *Node) sendStream(to overlay.NodeID, at string, p *push, b []byte) {
 	select {
 	case n.slots <- struct{}{}:
 		defer func() { <-n.slots }()
 	case <-n.life.Done():
 		return
 	}
+	if !n.waitsFor(p, to) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(n.life, streamTime)
 	defer cancel()
-	c, err := n.wire.Dial(ctx, at, to)
-	if err != nil {
+	dialling, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	c, err := n.wire.Dial(dialling, at, to)
+	if err != nil || !n.waitsFor(p, to) {
 		return
 	}
 	defer c.Close()
@@ -257,8 +287,8 @@ func (n *Node) sendStream(to overlay.NodeID, at string, id uint64, b []byte) {
 	if sendBytes(c, b) != nil {
 		return
 	}
-	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == id {
-		n.acknowledged(to, id)
+	if a, err := receive(c); err == nil && a.Kind == kindAck && a.ID == p.id {
+		n.acknowledged(to, p.id)
 	}
 }
 
@@ -428,11 +458,9 @@ func (n *Node) merge(network overlay.NetworkID, b table.Batch) {
 		if len(b.Claims) > 0 {
 			b.UpTo = b.Claims[len(b.Claims)-1].Record.Version()
 		}
-		if b.UpTo.Compare(n.stated[network]) > 0 {
+		if b.UpTo.Compare(n.stated[network]) > 0 && b.UpTo.Compare(n.table.Newest(network, n.Self)) > 0 {
 			n.stated[network] = b.UpTo
-			if b.UpTo.Compare(n.table.Mark(network, n.Self)) > 0 {
-				n.changes() // this node has forgotten what it said
-			}
+			n.changes() // this node has forgotten what it said, unless it has just begun
 		}
 		return
 	}

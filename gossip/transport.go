@@ -27,6 +27,9 @@ const (
 	handshakeTime = 5 * time.Second
 	maxHandshakes = 64 // connections that have not said who they are yet
 	maxPacket     = 65536
+
+	connectEvery = 250 * time.Millisecond // until then an answer is waited for, before another try begins
+	maxConnects  = 4
 )
 
 // wire is what a node speaks over: memberlist's packets and streams, and streams for exchanges.
@@ -213,8 +216,58 @@ func (t *transport) Dial(ctx context.Context, addr string, node overlay.NodeID) 
 
 // dial opens a TLS stream to a node, or to any node of the cluster with "".
 func (t *transport) dial(ctx context.Context, addr string, node overlay.NodeID, alpn string) (net.Conn, error) {
-	d := tls.Dialer{Config: t.client(node, alpn)}
-	return d.DialContext(ctx, "tcp", addr)
+	raw, err := connect(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, t.client(node, alpn))
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// connect opens a TCP connection. What is lost on the way the kernel sends again after one second,
+// then two: a new try begins sooner, beside those that wait, and the first to be answered is it.
+func connect(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // of those that wait
+	type answer struct {
+		c   net.Conn
+		err error
+	}
+	answers, waits := make(chan answer), 0
+	try := func() {
+		waits++
+		go func() { // ends with ctx at the latest
+			var d net.Dialer
+			c, err := d.DialContext(ctx, "tcp", addr)
+			select {
+			case answers <- answer{c, err}:
+			case <-ctx.Done():
+				if c != nil {
+					c.Close()
+				}
+			}
+		}()
+	}
+	again := time.NewTicker(connectEvery)
+	defer again.Stop()
+	for try(); ; {
+		select {
+		case a := <-answers:
+			if waits--; a.err == nil || waits == 0 {
+				return a.c, a.err
+			}
+		case <-again.C:
+			if waits < maxConnects {
+				try()
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // Advertised implements wire.

@@ -115,11 +115,15 @@ func (w *world) given() {
 
 // describe is what a node says of itself.
 func (w *world) describe(i int) overlay.SignedNode {
+	return w.describeAs(i, uint64(time.Now().UnixMilli()))
+}
+
+func (w *world) describeAs(i int, number uint64) overlay.SignedNode {
 	id := nodeID(i)
 	return overlay.SignedNode{
 		Identity: state(w.t, overlay.DomainIdentity, sign, overlay.Identity{V: 1, Place: place, Node: id, Key: public(seed(string(id))), Number: uint32(i + 1)}),
 		Record: state(w.t, overlay.DomainNodeRecord, seed(string(id)), overlay.NodeRecord{
-			V: 1, Place: place, Node: id, Number: uint64(time.Now().UnixMilli()), Name: string(id),
+			V: 1, Place: place, Node: id, Number: number, Name: string(id),
 			Gossip: w.peers[i].host.at, DataPath4: w.peers[i].host.at.Addr(), MTU: 1500, Hello: overlay.Hello{Version: "test", Reads: overlay.Reads()},
 		}),
 	}

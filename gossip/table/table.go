@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/heddle-net/heddle/overlay"
 )
@@ -27,57 +26,88 @@ type Batch struct {
 	Claims []overlay.Claim // in the order of their versions
 }
 
+// First is the batch cut after its first n claims, at least one: the receiver asks for the others
+// by what it holds then.
+func (b Batch) First(n int) Batch {
+	b.Claims = b.Claims[:n]
+	if last := b.Claims[n-1].Record.Version(); last.Compare(b.UpTo) < 0 {
+		b.UpTo = last
+	}
+	return b
+}
+
 // Table holds the claims of all networks that a node follows.
 type Table struct {
-	networks map[overlay.NetworkID]map[overlay.NodeID]*owner
+	networks map[overlay.NetworkID]*network
 }
 
 // owner is what one node says of its endpoints in one network.
 type owner struct {
-	mark   overlay.Version // all up to here is held
-	ahead  map[uint64]bool // numbers beyond the mark that are held
-	claims map[overlay.EndpointID]overlay.Claim
+	mark   overlay.Version                       // all up to here is held
+	ahead  map[uint64]bool                       // numbers beyond the mark that are held
+	claims map[overlay.EndpointID]*overlay.Claim // none is changed: a newer one takes its place
+	floor  uint64                                // claims up to this number count no more
+	next   rise                                  // a higher floor that was heard of
 }
+
+// rise is a floor that an owner has stated, and the number of the claim that says so. It counts
+// when all up to that claim is held: before, what was stated again above it may be missing.
+type rise struct{ floor, by uint64 }
 
 // New makes an empty table.
-func New() *Table { return &Table{networks: map[overlay.NetworkID]map[overlay.NodeID]*owner{}} }
+func New() *Table { return &Table{networks: map[overlay.NetworkID]*network{}} }
 
-func (t *Table) owner(n overlay.NetworkID, id overlay.NodeID) *owner {
+func (t *Table) owner(n overlay.NetworkID, id overlay.NodeID) (*network, *owner) {
 	m := t.networks[n]
 	if m == nil {
-		m = map[overlay.NodeID]*owner{}
+		m = newNetwork()
 		t.networks[n] = m
 	}
-	o := m[id]
+	o := m.owners[id]
 	if o == nil {
 		o = &owner{}
-		o.reset(0)
-		m[id] = o
+		m.reset(o, 0)
+		m.owners[id] = o
 	}
-	return o
-}
-
-// reset begins a life of the owner's table: nothing of an earlier one counts any more.
-func (o *owner) reset(incarnation uint64) {
-	*o = owner{mark: overlay.Version{Incarnation: incarnation}, ahead: map[uint64]bool{}, claims: map[overlay.EndpointID]overlay.Claim{}}
+	return m, o
 }
 
 // Merge takes a claim in and says whether anything changed.
-func (t *Table) Merge(c overlay.Claim) bool {
+func (t *Table) Merge(c overlay.Claim) (changed bool) {
 	r := c.Record
-	o := t.owner(r.Network, r.Owner)
+	n, o := t.owner(r.Network, r.Owner)
 	switch {
 	case r.Incarnation < o.mark.Incarnation:
 		return false
 	case r.Incarnation > o.mark.Incarnation:
-		o.reset(r.Incarnation)
+		n.reset(o, r.Incarnation)
 	}
 	o.saw(r.Number)
-	if old, ok := o.claims[r.Endpoint]; ok && old.Record.Version().Compare(r.Version()) >= 0 {
+	if old := o.claims[r.Endpoint]; r.Number > o.floor && (old == nil || old.Record.Version().Compare(r.Version()) < 0) {
+		o.claims[r.Endpoint] = &c
+		n.replace(old, &c)
+		changed = true
+	}
+	if r.Floor > o.next.floor {
+		o.next = rise{r.Floor, r.Number}
+	}
+	return n.sink(o) || changed
+}
+
+// sink drops what of an owner's counts no more, and says whether an endpoint that stood is among it.
+func (n *network) sink(o *owner) (changed bool) {
+	if o.next.floor <= o.floor || o.mark.Number < o.next.by {
 		return false
 	}
-	o.claims[r.Endpoint] = c
-	return true
+	o.floor = o.next.floor
+	for id, c := range o.claims {
+		if c.Record.Number <= o.floor {
+			changed = changed || !c.Record.Deleted
+			delete(o.claims, id)
+			n.replace(c, nil)
+		}
+	}
+	return changed
 }
 
 // saw notes that a number is held, and moves the mark over what is without a gap.
@@ -99,23 +129,42 @@ func (t *Table) MergeBatch(n overlay.NetworkID, b Batch) (changed bool) {
 			changed = t.Merge(c) || changed
 		}
 	}
-	o := t.owner(n, b.Owner)
+	m, o := t.owner(n, b.Owner)
 	if b.UpTo.Incarnation > o.mark.Incarnation {
 		changed = changed || len(o.claims) > 0
-		o.reset(b.UpTo.Incarnation)
+		m.reset(o, b.UpTo.Incarnation)
 	}
 	if b.UpTo.Incarnation == o.mark.Incarnation && b.UpTo.Number > o.mark.Number {
 		o.mark.Number = b.UpTo.Number
 		maps.DeleteFunc(o.ahead, func(n uint64, _ bool) bool { return n <= o.mark.Number })
 		o.saw(0)
 	}
-	return changed
+	return m.sink(o) || changed
+}
+
+// Skip notes that an owner says nothing more under the versions from one to another, which are of
+// one incarnation.
+func (t *Table) Skip(n overlay.NetworkID, id overlay.NodeID, from, to overlay.Version) {
+	m, o := t.owner(n, id)
+	switch {
+	case from.Incarnation < o.mark.Incarnation:
+		return
+	case from.Incarnation > o.mark.Incarnation:
+		m.reset(o, from.Incarnation)
+	}
+	if from.Number <= o.mark.Number+1 {
+		t.MergeBatch(n, Batch{Owner: id, UpTo: to})
+		return
+	}
+	for v := from.Number; v <= to.Number; v++ {
+		o.saw(v)
+	}
 }
 
 // Digest is what is held of a network.
 func (t *Table) Digest(n overlay.NetworkID) Digest {
 	d := Digest{}
-	for id, o := range t.networks[n] {
+	for id, o := range t.owners(n) {
 		if o.mark.Number > 0 {
 			d[id] = o.mark
 		}
@@ -126,12 +175,13 @@ func (t *Table) Digest(n overlay.NetworkID) Digest {
 // Missing is what the holder of the digest lacks, sorted by owner.
 func (t *Table) Missing(n overlay.NetworkID, theirs Digest) []Batch {
 	var out []Batch
-	for _, id := range slices.Sorted(maps.Keys(t.networks[n])) {
-		o, has := t.networks[n][id], theirs[id]
+	owners := t.owners(n)
+	for _, id := range slices.Sorted(maps.Keys(owners)) {
+		o, has := owners[id], theirs[id]
 		b := Batch{Owner: id, UpTo: o.mark}
 		for _, c := range o.claims {
 			if c.Record.Version().Compare(has) > 0 {
-				b.Claims = append(b.Claims, c)
+				b.Claims = append(b.Claims, *c)
 			}
 		}
 		if len(b.Claims) == 0 && o.mark.Compare(has) <= 0 {
@@ -144,71 +194,57 @@ func (t *Table) Missing(n overlay.NetworkID, theirs Digest) []Batch {
 }
 
 // Live are the endpoints of a network that stand, sorted by ID: not deleted, and with no
-// address that another owner has the later right to.
-func (t *Table) Live(n overlay.NetworkID) []overlay.Claim {
-	best := map[netip.Addr]overlay.Claim{}
-	for _, o := range t.networks[n] {
-		for _, c := range o.claims {
-			for _, ip := range c.Record.IPs {
-				if rival, ok := best[ip]; !ok || c.Beats(rival, ip) {
-					best[ip] = c
-				}
-			}
-		}
+// address that another owner has the later right to. The claims must not be changed.
+func (t *Table) Live(n overlay.NetworkID) []*overlay.Claim {
+	if m := t.networks[n]; m != nil {
+		return slices.Clone(m.live)
 	}
-	var out []overlay.Claim
-	for _, o := range t.networks[n] {
-		for _, c := range o.claims {
-			wins := func(ip netip.Addr) bool {
-				b := best[ip].Record
-				return b.Owner == c.Record.Owner && b.Endpoint == c.Record.Endpoint
-			}
-			if !c.Record.Deleted && !slices.ContainsFunc(c.Record.IPs, func(ip netip.Addr) bool { return !wins(ip) }) {
-				out = append(out, c)
-			}
-		}
-	}
-	slices.SortFunc(out, func(x, y overlay.Claim) int {
-		return strings.Compare(string(x.Record.Endpoint), string(y.Record.Endpoint))
-	})
-	return out
+	return nil
 }
 
 // Contested says whether another owner claims an address of the claim.
 func (t *Table) Contested(c overlay.Claim) bool {
-	for id, o := range t.networks[c.Record.Network] {
-		for _, other := range o.claims {
-			if id != c.Record.Owner && slices.ContainsFunc(other.Record.IPs, func(ip netip.Addr) bool { return slices.Contains(c.Record.IPs, ip) }) {
-				return true
-			}
-		}
-	}
-	return false
+	m := t.networks[c.Record.Network]
+	return m != nil && slices.ContainsFunc(c.Record.IPs, func(ip netip.Addr) bool {
+		return slices.ContainsFunc(m.at[ip], func(o *overlay.Claim) bool { return o.Record.Owner != c.Record.Owner })
+	})
 }
 
 // Mark is the version up to which an owner's changes are held.
 func (t *Table) Mark(n overlay.NetworkID, id overlay.NodeID) overlay.Version {
-	if o := t.networks[n][id]; o != nil {
+	if o := t.owners(n)[id]; o != nil {
 		return o.mark
 	}
 	return overlay.Version{}
 }
 
+// Newest is the highest version under which an owner is known to have said something.
+func (t *Table) Newest(n overlay.NetworkID, id overlay.NodeID) overlay.Version {
+	v := t.Mark(n, id)
+	if o := t.owners(n)[id]; o != nil {
+		for _, c := range o.claims {
+			v.Number = max(v.Number, c.Record.Number)
+		}
+	}
+	return v
+}
+
 // Holds says that a claim of that version, of an owner's endpoint, would change nothing.
 func (t *Table) Holds(n overlay.NetworkID, id overlay.NodeID, e overlay.EndpointID, v overlay.Version) bool {
-	o := t.networks[n][id]
+	o := t.owners(n)[id]
 	if o == nil {
 		return false
 	}
 	c, ok := o.claims[e]
-	return v.Incarnation < o.mark.Incarnation || ok && c.Record.Version() == v
+	return v.Incarnation < o.mark.Incarnation || v.Incarnation == o.mark.Incarnation && v.Number <= o.floor || ok && c.Record.Version() == v
 }
 
 // DropOwner forgets a node that was removed from the cluster, and says whether it had anything.
 func (t *Table) DropOwner(id overlay.NodeID) (changed bool) {
 	for _, m := range t.networks {
-		if _, ok := m[id]; ok {
-			delete(m, id)
+		if o := m.owners[id]; o != nil {
+			m.reset(o, 0)
+			delete(m.owners, id)
 			changed = true
 		}
 	}
@@ -220,3 +256,10 @@ func (t *Table) DropNetwork(n overlay.NetworkID) { delete(t.networks, n) }
 
 // Networks are the networks in the table, sorted.
 func (t *Table) Networks() []overlay.NetworkID { return slices.Sorted(maps.Keys(t.networks)) }
+
+func (t *Table) owners(n overlay.NetworkID) map[overlay.NodeID]*owner {
+	if m := t.networks[n]; m != nil {
+		return m.owners
+	}
+	return nil
+}

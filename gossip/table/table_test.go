@@ -43,7 +43,7 @@ func history(t *rapid.T, owner overlay.NodeID, granted uint64) []overlay.Claim {
 	return out
 }
 
-func names(cs []overlay.Claim) (s []string) {
+func names(cs []*overlay.Claim) (s []string) {
 	for _, c := range cs {
 		s = append(s, fmt.Sprintf("%s %d %v", c.Record.Endpoint, c.Record.Number, c.Record.IPs))
 	}
@@ -102,6 +102,77 @@ func TestReplicasConverge(t *testing.T) {
 			t.Fatalf("after an exchange something is still missing: %v", more)
 		}
 	})
+}
+
+// standing works out from all claims which of them stand.
+func standing(tb *Table) (out []*overlay.Claim) {
+	best := map[netip.Addr]*overlay.Claim{}
+	var all []*overlay.Claim
+	for _, o := range tb.owners(net) {
+		for _, c := range o.claims {
+			all = append(all, c)
+			for _, ip := range c.Record.IPs {
+				if rival, ok := best[ip]; !ok || c.Beats(*rival, ip) {
+					best[ip] = c
+				}
+			}
+		}
+	}
+	for _, c := range all {
+		if !c.Record.Deleted && !slices.ContainsFunc(c.Record.IPs, func(ip netip.Addr) bool { return best[ip] != c }) {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(x, y *overlay.Claim) int {
+		return strings.Compare(string(x.Record.Endpoint), string(y.Record.Endpoint))
+	})
+	return out
+}
+
+// What stands is kept right by each change, whatever it is.
+func TestLiveIsWhatStands(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		all := append(history(t, a, 1), history(t, b, 2)...)
+		for i := range all { // two addresses, so that a claim can lose by one of them
+			if r := &all[i].Record; !r.Deleted {
+				r.IPs = append(r.IPs, netip.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(5, 8).Draw(t, "second ip"))}))
+				all[i].Granted = append(all[i].Granted, all[i].Granted[0])
+			} else if rapid.Bool().Draw(t, "floor") {
+				r.Floor = uint64(rapid.IntRange(0, int(r.Number)-1).Draw(t, "up to"))
+			}
+		}
+		all = append(all, claim(a, 2, 1, 1, "10.0.0.1", 1), claim(b, 2, 1, 1, "10.0.0.1", 2))
+		tb := New()
+		for range rapid.IntRange(0, 2*len(all)).Draw(t, "changes") {
+			switch rapid.IntRange(0, 20).Draw(t, "kind") {
+			case 0:
+				tb.DropOwner(a)
+			case 1:
+				tb.MergeBatch(net, Batch{Owner: b, UpTo: overlay.Version{Incarnation: 3}})
+			default:
+				tb.Merge(all[rapid.IntRange(0, len(all)-1).Draw(t, "claim")])
+			}
+			if d := cmp.Diff(names(standing(tb)), names(tb.Live(net))); d != "" {
+				t.Fatalf("what is kept is not what stands:\n%s", d)
+			}
+		}
+	})
+}
+
+// An owner that claims one address for thousands of endpoints costs no more than others.
+func TestManyClaimsToOneAddress(t *testing.T) {
+	tb := New()
+	const many = 5000
+	for i := range many {
+		tb.Merge(claim(a, 1, uint64(i+1), i, "10.0.0.1", 1))
+		if live := tb.Live(net); len(live) != 1 || live[0].Record.Number != uint64(i+1) {
+			t.Fatalf("after claim %d stand %v", i+1, names(live))
+		}
+	}
+	tb.Merge(claim(a, 1, many+1, many-1, "", 1))
+	if live := tb.Live(net); len(live) != 1 || live[0].Record.Number != many-1 {
+		t.Errorf("without the last stand %v", names(live))
+	}
 }
 
 // The mark says what is held without a gap: a lost push is asked for again.
@@ -196,7 +267,7 @@ func TestAnAddressEndsWhereItWasGrantedLast(t *testing.T) {
 					}
 				}
 				if !slices.Equal(at, []string{"b"}) {
-					t.Fatalf("after %v it is at %v", names(order), at)
+					t.Fatalf("after %v it is at %v", order, at)
 				}
 			}
 			for i, c := range left {
