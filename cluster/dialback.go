@@ -25,6 +25,7 @@ const (
 	dialTime  = 1200 * time.Millisecond // for all ports at the same time
 	udpEvery  = 150 * time.Millisecond  // between two tries
 	probeSize = 16
+	tokenWait = 500 * time.Millisecond // for a token that was made at another manager
 )
 
 // roleOf is the role that a token gives now, or "".
@@ -38,20 +39,30 @@ func (m *Manager) roleOf(t pki.Token) overlay.Role {
 }
 
 // tokenOf checks the secret of a joining node against the tokens.
-func (m *Manager) tokenOf(secret []byte) error {
+// Of one that was made a moment ago a follower may not have heard: it waits for it.
+func (m *Manager) tokenOf(ctx context.Context, secret []byte) error {
 	t := pki.Token{}
 	if copy(t.Secret[:], secret) != len(t.Secret) || len(secret) != len(t.Secret) {
 		return overlay.Errorf(overlay.Invalid, "the join request holds no token")
 	}
-	if m.roleOf(t) != "" {
-		return nil
+	ctx, cancel := context.WithTimeout(ctx, tokenWait)
+	defer cancel()
+	for ctx.Err() == nil {
+		changed := m.state.Changed(m.state.View().Revision)
+		if m.roleOf(t) != "" {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
 	}
 	return overlay.Errorf(overlay.Denied, "the join token is unknown here, used up, expired or revoked; make one with `heddle token create worker` on a manager")
 }
 
 // Terms is what a node with a token must know before it joins.
-func (m *Manager) Terms(_ context.Context, r api.TermsRequest) (api.Terms, error) {
-	if err := m.tokenOf(r.Secret); err != nil {
+func (m *Manager) Terms(ctx context.Context, r api.TermsRequest) (api.Terms, error) {
+	if err := m.tokenOf(ctx, r.Secret); err != nil {
 		return api.Terms{}, err
 	}
 	p := m.state.View().Params
@@ -61,7 +72,7 @@ func (m *Manager) Terms(_ context.Context, r api.TermsRequest) (api.Terms, error
 // DialBack tries the ports of a node that wants to join. Who has no valid token is dialled by
 // nobody: Join tells it why.
 func (m *Manager) DialBack(ctx context.Context, r api.JoinRequest, source netip.Addr) (api.JoinReply, error) {
-	if len(r.Probe) != probeSize || m.tokenOf(r.Secret) != nil {
+	if len(r.Probe) != probeSize || m.tokenOf(ctx, r.Secret) != nil {
 		return api.JoinReply{}, nil
 	}
 	if p := m.state.View().Params; r.DataPath.IsValid() && r.DataPath.Addr().Is6() != p.DataPath6 {
@@ -130,8 +141,16 @@ func dialTCP(ctx context.Context, at netip.AddrPort, probe []byte) error {
 	return nil
 }
 
+// hostsOwn is the priority of what the host itself sends to the data path's port (socket(7)): what
+// programs send there with another is dropped, since it may be forged VXLAN.
+const hostsOwn = 8
+
 func dialUDP(ctx context.Context, at netip.AddrPort, probe []byte) error {
-	var d net.Dialer
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) {
+			_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PRIORITY, hostsOwn)
+		}) // takes root
+	}}
 	c, err := d.DialContext(ctx, "udp", at.String())
 	if err != nil {
 		return err

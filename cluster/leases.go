@@ -34,13 +34,16 @@ func (m *Manager) Grant(ctx context.Context, node overlay.NodeID, r api.GrantReq
 	if err != nil {
 		return reply, err
 	}
+	if said, ok := m.Observer.Record(node); ok && n.Encrypted && said.Hello.Level() < 3 { // it would not encrypt
+		return reply, overlay.Errorf(overlay.Unsupported, "network %s is encrypted, which heddle %s on this node does not know; upgrade it", n.Name, said.Hello.Version)
+	}
 	for try := range tries {
-		g := state.Grant{Network: n.ID, Node: node, Want: r.Want, Addrs: r.Addrs, Spare: r.Spare, Now: m.Now().Unix()}
+		g := state.Grant{Network: n.ID, Node: node, Want: r.Want, Addrs: r.Addrs, Spare: r.Spare, Bare: r.Bare, Now: m.Now().Unix()}
 		res, err := propose[state.GrantResult](ctx, m, fmt.Sprint("grant ", try), g)
 		if err == nil {
 			return api.GrantReply{Network: res.Network, Leases: res.Leases, Revision: res.Revision}, nil
 		}
-		if kind := overlay.KindOf(err); try == tries-1 || r.Spare || m.state.Level() < 2 || (kind != overlay.Exhausted && kind != overlay.Exists) {
+		if kind := overlay.KindOf(err); try == tries-1 || r.Spare || r.Bare || m.state.Level() < 2 || (kind != overlay.Exhausted && kind != overlay.Exists) {
 			return reply, err
 		}
 		p := pressing{m: m, network: n, try: try, refused: err}

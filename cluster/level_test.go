@@ -58,6 +58,9 @@ func TestTheLevelWaitsForAManager(t *testing.T) {
 	}
 	_, err := a.client.Grant(ctx(t), api.GrantRequest{Network: "small"})
 	want("the last address is another's", err, overlay.Exhausted, "no IPv4 address left")
+	want("an encrypted network", a.do("POST", "/v1/networks", overlay.NetworkSpec{Name: "sealed", Driver: overlay.DriverOverlay, IPv4: true, Encrypted: true}, nil),
+		overlay.Unsupported, "making an encrypted network needs feature level 3")
+	want("a service", a.do("POST", "/v1/services", web("small"), nil), overlay.Unsupported, "making or changing a service needs feature level 4", "waits for n1")
 	if w.holder.asked != 0 {
 		t.Error("a holder was asked for addresses that nobody can take back")
 	}
@@ -70,7 +73,7 @@ func TestTheLevelWaitsForAManager(t *testing.T) {
 	}
 
 	a.view.says(a, hello)
-	eventually(t, "second level", func() bool { return w.facts().Level == 2 })
+	eventually(t, "newest level", func() bool { return w.facts().Level == overlay.Level })
 	if err := update(); err != nil {
 		t.Error(err)
 	}
@@ -80,15 +83,21 @@ func TestTheLevelWaitsForAManager(t *testing.T) {
 	r := old.request(netip.MustParseAddrPort("127.0.0.9:4000"))
 	r.Hello = before()
 	_, err = api.Join(ctx(t), a.port.Addr().String(), token(t, tok(overlay.Manager)), r)
-	want("join as a manager", err, overlay.Unsupported, "old (heddle 0.1.0, reads level 1)", "at feature level 2", "upgrade heddle there")
+	want("join as a manager", err, overlay.Unsupported, "old (heddle 0.1.0, reads level 1)", "at feature level 4", "upgrade heddle there")
 	if _, err := api.Join(ctx(t), a.port.Addr().String(), token(t, tok(overlay.Worker)), r); err != nil {
 		t.Error(err)
 	}
 	a.view.says(old, before())
+	sealed := overlay.NetworkSpec{Name: "sealed", Driver: overlay.DriverOverlay, IPv4: true, Encrypted: true}
+	if err := a.do("POST", "/v1/networks", sealed, nil); err != nil {
+		t.Error(err)
+	}
+	_, err = a.manager.Grant(ctx(t), old.id.Node, api.GrantRequest{Network: "sealed"})
+	want("a lease for a node that would not encrypt", err, overlay.Unsupported, "network sealed is encrypted", "heddle 0.1.0")
 	promote := func(ref string) error {
 		return a.do("PATCH", "/v1/nodes/"+ref, overlay.NodeUpdate{Role: overlay.Manager}, nil)
 	}
-	want("promote", promote("old"), overlay.Unsupported, "old (heddle 0.1.0, reads level 1)", "at feature level 2", "upgrade heddle there")
+	want("promote", promote("old"), overlay.Unsupported, "old (heddle 0.1.0, reads level 1)", "at feature level 4", "upgrade heddle there")
 	if err := promote("w"); err != nil {
 		t.Error(err)
 	}

@@ -34,7 +34,9 @@ type Observer interface {
 	// Record is what a node says of itself.
 	Record(overlay.NodeID) (r overlay.NodeRecord, ok bool)
 	// Claims are all endpoint records of a network, this node's own among them.
-	Claims(overlay.NetworkID) []overlay.Claim
+	Claims(overlay.NetworkID) []*overlay.Claim
+	// Suspended are the nodes that are taken for dead, and since when.
+	Suspended() map[overlay.NodeID]time.Time
 	// Refresh makes sure that Claims has what the nodes host, or says who does not answer.
 	Refresh(ctx context.Context, nodes []overlay.NodeID) error
 }

@@ -52,10 +52,23 @@ func (m *memory) SaveFacts(f *overlay.Facts) error {
 type view struct {
 	mu     sync.Mutex
 	down   map[overlay.NodeID]bool
-	claims map[overlay.NetworkID][]overlay.Claim
+	claims map[overlay.NetworkID][]*overlay.Claim
 	routes map[overlay.NodeID][]netip.Prefix
-	old    map[overlay.NodeID]overlay.Hello      // of nodes that run another build
-	unread map[overlay.NetworkID][]overlay.Claim // claims only after a Refresh of their owner
+	old    map[overlay.NodeID]overlay.Hello       // of nodes that run another build
+	unread map[overlay.NetworkID][]*overlay.Claim // claims only after a Refresh of their owner
+}
+
+// Suspended are the nodes that are down, since the beginning of 2001.
+func (v *view) Suspended() map[overlay.NodeID]time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := map[overlay.NodeID]time.Time{}
+	for id, down := range v.down {
+		if down {
+			out[id] = time.Unix(978307200, 0)
+		}
+	}
+	return out
 }
 
 func (v *view) Refresh(_ context.Context, nodes []overlay.NodeID) error {
@@ -77,7 +90,7 @@ func (v *view) Refresh(_ context.Context, nodes []overlay.NodeID) error {
 func (v *view) Record(n overlay.NodeID) (overlay.NodeRecord, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	r := overlay.NodeRecord{Routes: v.routes[n], Hello: hello}
+	r := overlay.NodeRecord{Routes: v.routes[n], Hello: hello, WireGuard: &overlay.WireGuard{Tunnels: [2]overlay.Tunnel{{Port: 5379}, {Port: 5381}}}}
 	if old, ok := v.old[n]; ok {
 		r.Hello = old
 	}
@@ -100,7 +113,7 @@ func (v *view) Peer(n overlay.NodeID) (string, string) {
 	return "ready", "test"
 }
 
-func (v *view) Claims(n overlay.NetworkID) []overlay.Claim {
+func (v *view) Claims(n overlay.NetworkID) []*overlay.Claim {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.claims[n]
@@ -139,7 +152,7 @@ func newHost(t *testing.T, name string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &host{t: t, name: name, dir: t.TempDir(), id: id, holder: &keeper{key: id.Key}, view: &view{old: map[overlay.NodeID]overlay.Hello{}, down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]overlay.Claim{}}}
+	return &host{t: t, name: name, dir: t.TempDir(), id: id, holder: &keeper{key: id.Key}, view: &view{old: map[overlay.NodeID]overlay.Hello{}, down: map[overlay.NodeID]bool{}, claims: map[overlay.NetworkID][]*overlay.Claim{}}}
 }
 
 func (h *host) facts() *overlay.Facts {
@@ -428,7 +441,7 @@ func TestInitJoinGrant(t *testing.T) {
 
 	// A network with endpoints stays, though the manager has not heard of them yet.
 	a.view.mu.Lock()
-	a.view.unread = map[overlay.NetworkID][]overlay.Claim{net.ID: {{Record: overlay.Record{Owner: b.id.Node, Workload: "web", IPs: []netip.Addr{l.Grants[0].First}}}}}
+	a.view.unread = map[overlay.NetworkID][]*overlay.Claim{net.ID: {{Record: overlay.Record{Owner: b.id.Node, Workload: "web", IPs: []netip.Addr{l.Grants[0].First}}}}}
 	a.view.down[b.id.Node] = true
 	a.view.mu.Unlock()
 	if err := b.do("DELETE", "/v1/networks/blue", nil, nil); overlay.KindOf(err) != overlay.InUse || !strings.Contains(err.Error(), "no answer") || !strings.Contains(err.Error(), "start it") {

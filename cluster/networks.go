@@ -32,7 +32,11 @@ func (m *Manager) Network(_ context.Context, ref string) (overlay.NetworkRow, er
 	if err != nil {
 		return overlay.NetworkRow{}, err
 	}
-	return m.noted(n), nil
+	row := m.noted(n)
+	if !n.Encrypted {
+		row.Notes = append(row.Notes, "not encrypted: a host on the underlay that forges the source address of a participant can send into it; make it with --encrypted where that matters")
+	}
+	return row, nil
 }
 
 // CreateNetwork makes a network.

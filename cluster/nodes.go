@@ -207,6 +207,9 @@ func (m *Manager) nodeRow(n overlay.Node, votes map[overlay.NodeID]bool) overlay
 	if n.ID == m.Self {
 		r.Status, r.Version = "ready", m.Hello.Version
 	}
+	if said, ok := m.Observer.Record(n.ID); ok && said.WireGuard != nil {
+		r.Encryption = said.WireGuard.Kind
+	}
 	switch {
 	case n.Role != overlay.Manager:
 	case n.ID == m.raft.Leader():

@@ -39,6 +39,12 @@ type Backend interface {
 	UpdateCluster(context.Context, overlay.ClusterUpdate) (overlay.Params, error)
 	Endpoints(context.Context) ([]overlay.Endpoint, error)
 
+	Services(context.Context) ([]overlay.ServiceRow, error)
+	Service(ctx context.Context, ref string) (overlay.ServiceRow, error)
+	CreateService(context.Context, overlay.ServiceRequest) (overlay.ServiceRow, error)
+	UpdateService(ctx context.Context, ref string, u overlay.ServiceUpdate) (overlay.ServiceRow, error)
+	RemoveService(ctx context.Context, ref string) error
+
 	Nodes(context.Context) ([]overlay.NodeRow, error)
 	UpdateNode(ctx context.Context, ref string, u overlay.NodeUpdate) (overlay.NodeRow, error)
 	RemoveNode(ctx context.Context, by Caller, ref string, force bool) error
@@ -156,6 +162,7 @@ type GrantRequest struct {
 	Want    int          `json:"want,omitempty"`
 	Addrs   []netip.Addr `json:"addrs,omitempty"`
 	Spare   bool         `json:"spare,omitempty"` // for the reserve: nobody is pressed for it
+	Bare    bool         `json:"bare,omitempty"`  // none: the node takes part without an address
 }
 
 // GrantReply is a network with all its leases at a revision.

@@ -57,6 +57,17 @@ func (s *stub) UpdateNetwork(context.Context, string, overlay.NetworkUpdate) (r 
 	return r, nil
 }
 
+func (s *stub) Services(context.Context) ([]overlay.ServiceRow, error)          { return nil, nil }
+func (s *stub) Service(context.Context, string) (r overlay.ServiceRow, _ error) { return r, nil }
+func (s *stub) RemoveService(context.Context, string) error                     { return nil }
+func (s *stub) CreateService(context.Context, overlay.ServiceRequest) (r overlay.ServiceRow, _ error) {
+	return r, nil
+}
+
+func (s *stub) UpdateService(context.Context, string, overlay.ServiceUpdate) (r overlay.ServiceRow, _ error) {
+	return r, nil
+}
+
 func (s *stub) UpdateCluster(context.Context, overlay.ClusterUpdate) (p overlay.Params, _ error) {
 	return p, nil
 }
@@ -338,6 +349,19 @@ func TestWorkerAnswersHello(t *testing.T) {
 		if resp.StatusCode != want || (want == 200 && !bytes.Contains(b, []byte(`"reads"`))) {
 			t.Errorf("%s: %s %s", path, resp.Status, b)
 		}
+	}
+}
+
+// Any node greets any other, and tells its time.
+func TestGreet(t *testing.T) {
+	c := newCluster(t)
+	w := c.serve(overlay.Worker, nil)
+	g, err := Greet(t.Context(), c.node(overlay.Worker), w.cred.Identity().Node, w.at().Control)
+	if err != nil || len(g.Hello.Reads) == 0 || g.Ahead.Abs() > time.Second {
+		t.Errorf("%+v, %v", g, err)
+	}
+	if _, err := Greet(t.Context(), c.node(overlay.Worker), "another", w.at().Control); err == nil {
+		t.Error("another node than was meant greets")
 	}
 }
 

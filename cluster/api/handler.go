@@ -88,6 +88,17 @@ func of[In, Out any](f func(context.Context, overlay.NodeID, In) (Out, error)) f
 	}
 }
 
+// change is with, for methods that change what the path names.
+func change[In, Out any](f func(ctx context.Context, ref string, in In) (Out, error)) func(context.Context, call) (any, error) {
+	return func(ctx context.Context, c call) (any, error) {
+		var in In
+		if err := c.decode(&in); err != nil {
+			return nil, err
+		}
+		return f(ctx, c.PathValue("ref"), in)
+	}
+}
+
 func list[Out any](f func(context.Context) (Out, error)) func(context.Context, call) (any, error) {
 	return func(ctx context.Context, _ call) (any, error) { return f(ctx) }
 }
@@ -105,24 +116,17 @@ func routes(b Backend) []route {
 		{"GET", "/v1/networks", member, read, list(b.Networks)},
 		{"GET", "/v1/networks/{ref}", member, read, func(ctx context.Context, c call) (any, error) { return b.Network(ctx, c.PathValue("ref")) }},
 		{"POST", "/v1/networks", member, write, with(b.CreateNetwork)},
-		{"PATCH", "/v1/networks/{ref}", member, write, func(ctx context.Context, c call) (any, error) {
-			var u overlay.NetworkUpdate
-			if err := c.decode(&u); err != nil {
-				return nil, err
-			}
-			return b.UpdateNetwork(ctx, c.PathValue("ref"), u)
-		}},
+		{"PATCH", "/v1/networks/{ref}", member, write, change(b.UpdateNetwork)},
 		{"PATCH", "/v1/cluster", operator, write, with(b.UpdateCluster)},
 		{"DELETE", "/v1/networks/{ref}", member, write, func(ctx context.Context, c call) (any, error) { return nil, b.RemoveNetwork(ctx, c.PathValue("ref")) }},
 		{"GET", "/v1/endpoints", member, read, list(b.Endpoints)},
+		{"GET", "/v1/services", member, read, list(b.Services)},
+		{"GET", "/v1/services/{ref}", member, read, func(ctx context.Context, c call) (any, error) { return b.Service(ctx, c.PathValue("ref")) }},
+		{"POST", "/v1/services", member, write, with(b.CreateService)},
+		{"PATCH", "/v1/services/{ref}", member, write, change(b.UpdateService)},
+		{"DELETE", "/v1/services/{ref}", member, write, func(ctx context.Context, c call) (any, error) { return nil, b.RemoveService(ctx, c.PathValue("ref")) }},
 		{"GET", "/v1/nodes", member, read, list(b.Nodes)},
-		{"PATCH", "/v1/nodes/{ref}", operator, write, func(ctx context.Context, c call) (any, error) {
-			var u overlay.NodeUpdate
-			if err := c.decode(&u); err != nil {
-				return nil, err
-			}
-			return b.UpdateNode(ctx, c.PathValue("ref"), u)
-		}},
+		{"PATCH", "/v1/nodes/{ref}", operator, write, change(b.UpdateNode)},
 		{"DELETE", "/v1/nodes/{ref}", operator, write, func(ctx context.Context, c call) (any, error) {
 			return nil, b.RemoveNode(ctx, c.by, c.PathValue("ref"), c.flag("force"))
 		}},

@@ -66,8 +66,11 @@ func NewWatcher(c WatcherConfig) (*Watcher, error) {
 			return nil, overlay.Errorf(overlay.Internal, "this node's disk has no facts of its cluster; run `heddle leave --force` and join again")
 		}
 		w.facts = f
-	} else if err := c.Store.SaveFacts(w.facts); err != nil {
-		return nil, err
+	} else {
+		w.facts = takenIn(c.First)
+		if err := c.Store.SaveFacts(w.facts); err != nil {
+			return nil, err
+		}
 	}
 	w.Client.SetManagers(Managers(w.facts))
 	return w, nil
@@ -223,10 +226,17 @@ func next(s Source, f *overlay.Facts, self overlay.NodeID) (overlay.Delta, bool)
 // since is the revision that differences build on: none for facts that lack what their reader did
 // not know.
 func since(f *overlay.Facts) uint64 {
-	if f.Level == 0 {
+	if f.Level == 0 || f.Reads < overlay.Level {
 		return 0
 	}
 	return f.Revision
+}
+
+// takenIn is whole facts, marked as those of this build.
+func takenIn(f *overlay.Facts) *overlay.Facts {
+	own := *f
+	own.Reads = overlay.Level
+	return &own
 }
 
 func nextSince(s Source, p overlay.Place, rev uint64, self overlay.NodeID) (overlay.Delta, bool) {
@@ -356,6 +366,9 @@ func (w *Watcher) take(d overlay.Delta) error {
 	}
 	if d.Full != nil && next.Removed(w.Self) {
 		next = overlay.Delta{Revision: next.Revision, Removals: next.Removals}.Apply(old)
+	}
+	if d.Full != nil {
+		next = takenIn(next)
 	}
 	w.facts, w.dirty = next, true
 	w.mu.Unlock()

@@ -216,10 +216,20 @@ func TestARemovedNodeKeepsItsFacts(t *testing.T) {
 
 // Facts that an older build kept, which lack what it did not know, are fetched anew, once.
 func TestFactsOfAnOlderBuild(t *testing.T) {
+	for name, old := range map[string]overlay.Facts{
+		"that knew of no levels":           {V: 1, Place: place, Revision: 5},
+		"that did not say what it knows":   {V: 1, Place: place, Revision: 5, Level: 1},
+		"that knows the level before this": {V: 1, Place: place, Revision: 5, Level: 1, Reads: overlay.Level - 1},
+	} {
+		t.Run(name, func(t *testing.T) { fetchesAnew(t, &old) })
+	}
+}
+
+func fetchesAnew(t *testing.T, old *overlay.Facts) {
 	c := newCluster(t)
 	m, cred := c.serve(overlay.Manager, newStub()), c.node(overlay.Worker)
 	m.put(5, overlay.Node{ID: nodeID(1), Name: "a"})
-	d := &disk{f: &overlay.Facts{V: 1, Place: place, Revision: 5}}
+	d := &disk{f: old}
 	w, stop := watching(t, cred, d, nil, m)
 	eventually(t, "whole facts", func() bool { return w.Facts().Level == 1 && len(w.Facts().Nodes) == 1 })
 	stop()

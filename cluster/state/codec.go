@@ -147,6 +147,12 @@ func blank(k Kind) Command {
 		return new(Unfence)
 	case KindSetLevel:
 		return new(SetLevel)
+	case KindCreateService:
+		return new(CreateService)
+	case KindUpdateService:
+		return new(UpdateService)
+	case KindRemoveService:
+		return new(RemoveService)
 	}
 	return nil
 }
@@ -168,3 +174,6 @@ func (UpdateParams) kind() Kind    { return KindUpdateParams }
 func (Release) kind() Kind         { return KindRelease }
 func (Unfence) kind() Kind         { return KindUnfence }
 func (SetLevel) kind() Kind        { return KindSetLevel }
+func (CreateService) kind() Kind   { return KindCreateService }
+func (UpdateService) kind() Kind   { return KindUpdateService }
+func (RemoveService) kind() Kind   { return KindRemoveService }

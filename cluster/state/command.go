@@ -28,10 +28,12 @@ const (
 	KindUpdateParams    Kind = "update-params"
 	KindUnfence         Kind = "acknowledge-removal"
 	KindSetLevel        Kind = "set-level"
+	KindCreateService   Kind = "create-service"
+	KindUpdateService   Kind = "update-service"
+	KindRemoveService   Kind = "remove-service"
 
 	// Reserved, so that no other command takes their names: rotate-gossip-key,
-	// rotate-signing-key, rotate-ca, recover, create-service, update-service,
-	// remove-service.
+	// rotate-signing-key, rotate-ca, recover.
 )
 
 // Command is one of the command types below. [Encode] makes an entry of the log of it.
@@ -148,7 +150,7 @@ type CreateNetwork struct {
 }
 
 // RemoveNetwork removes a network with its leases. The caller has checked that it has no
-// endpoints. Apply answers a [NetworkResult] whose Network has nothing but its ID.
+// endpoints; one with services stays. Apply answers a [NetworkResult] whose Network has nothing but its ID.
 type RemoveNetwork struct {
 	ID overlay.NetworkID `json:"id"`
 }
@@ -166,6 +168,27 @@ type UpdateNetwork struct {
 // [ParamsResult].
 type UpdateParams struct {
 	AddPools []netip.Prefix `json:"addPools"`
+}
+
+// CreateService accepts a spec: it takes the addresses and the published ports that the spec
+// leaves open. Apply answers a [ServiceResult].
+type CreateService struct {
+	ID      overlay.ServiceID   `json:"id"` // drawn by the caller
+	Network overlay.NetworkID   `json:"network"`
+	Spec    overlay.ServiceSpec `json:"spec"`
+	Now     int64               `json:"now"` // Unix seconds: addresses that rest until then are free
+}
+
+// UpdateService changes what can change in a service. Apply answers a [ServiceResult].
+type UpdateService struct {
+	ID     overlay.ServiceID     `json:"id"`
+	Update overlay.ServiceUpdate `json:"update"`
+}
+
+// RemoveService removes a service; its addresses and ports are free at once. Apply answers a
+// [ServiceResult] whose Service has nothing but its ID.
+type RemoveService struct {
+	ID overlay.ServiceID `json:"id"`
 }
 
 // SetLevel raises the cluster's feature level; a lower one changes nothing. Every manager must
@@ -186,8 +209,11 @@ type Grant struct {
 	Addrs []netip.Addr `json:"addrs,omitempty"`
 	// Spare says that no endpoint waits for the addresses: nothing is given, without an error,
 	// where few are left.
-	Spare bool  `json:"spare,omitempty"`
-	Now   int64 `json:"now,omitempty"` // Unix seconds: addresses that rest until then are free
+	Spare bool `json:"spare,omitempty"`
+	// Bare makes the node a participant without an address: what is published on every node needs no
+	// endpoint there. A node that has a lease keeps it as it is.
+	Bare bool  `json:"bare,omitempty"`
+	Now  int64 `json:"now,omitempty"` // Unix seconds: addresses that rest until then are free
 }
 
 // Release takes back addresses that their holder gives up. They rest before others get them.
@@ -222,6 +248,12 @@ type TokenResult struct {
 // NetworkResult answers CreateNetwork, UpdateNetwork and RemoveNetwork.
 type NetworkResult struct {
 	Network  overlay.Network
+	Revision uint64
+}
+
+// ServiceResult answers CreateService, UpdateService and RemoveService.
+type ServiceResult struct {
+	Service  overlay.Service
 	Revision uint64
 }
 

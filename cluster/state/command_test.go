@@ -343,3 +343,31 @@ func TestManyAddresses(t *testing.T) {
 	}
 	t.Error("a lease has no bound")
 }
+
+// A node takes part in a network without an address, also one that is to get no endpoints and where
+// none are left, and gets some later like any other.
+func TestGrantOfNothing(t *testing.T) {
+	w := cluster3(t)
+	w.do(network46("blue"))
+	w.do(SetAvailability{nid("w1"), overlay.Drain})
+	bare := Grant{Network: netID("blue"), Node: nid("w1"), Bare: true}
+	g := w.do(bare).(GrantResult)
+	if _, in := g.Leases[nid("w1")]; !in || grantsText(w.leaseOf("blue", "w1")) != "" {
+		t.Fatalf("it has %q of %+v", grantsText(w.leaseOf("blue", "w1")), g)
+	}
+	if f := w.s.FactsFor(nid("w1")); len(f.Leases[netID("blue")]) != 1 {
+		t.Errorf("it is told of %v", f.Leases)
+	}
+	rev := w.s.View().Revision
+	w.do(bare)
+	if w.s.View().Revision != rev {
+		t.Error("a second one made a revision")
+	}
+	w.do(SetAvailability{nid("w1"), overlay.Active})
+	w.do(Grant{Network: netID("blue"), Node: nid("w1"), Want: 1})
+	want := "10.64.0.2-10.64.0.2 fd12:3456:789a::2-fd12:3456:789a::2"
+	w.do(bare)
+	if got := grantsText(w.leaseOf("blue", "w1")); got != want {
+		t.Errorf("then it has %s, want %s", got, want)
+	}
+}

@@ -10,9 +10,9 @@ import (
 	"github.com/heddle-net/heddle/overlay"
 )
 
-// FactsFor is what a node may see: a manager everything, another member all nodes and the
-// networks in which it has a lease, and who is no member the removals, so that it can see
-// its own.
+// FactsFor is what a node may see: a manager everything, another member all nodes, the networks
+// in which it has a lease with their services, and the services that are published on every node
+// with their networks' rows, and who is no member the removals, so that it can see its own.
 func (s *State) FactsFor(node overlay.NodeID) *overlay.Facts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,7 +46,31 @@ func (s *State) FactsFor(node overlay.NodeID) *overlay.Facts {
 			put(id)
 		}
 	}
+	t.putServices(f)
 	return f
+}
+
+// putServices gives facts the services of their networks, and those that are on every node.
+func (t *tables) putServices(f *overlay.Facts) {
+	put := func(id overlay.ServiceID) {
+		if f.Services == nil {
+			f.Services = map[overlay.ServiceID]overlay.Service{}
+		}
+		f.Services[id] = *t.services.m[id]
+	}
+	for id := range f.Networks {
+		for s := range t.pools[id].services {
+			put(s)
+		}
+	}
+	for id := range t.ingress {
+		f.Networks[id] = t.networks.m[id].def
+		for s := range t.pools[id].services {
+			if t.services.m[s].Ingress() {
+				put(s)
+			}
+		}
+	}
 }
 
 // Since is the difference between what the node could see at a revision and what it may see
@@ -65,7 +89,7 @@ func (s *State) Since(rev uint64, node overlay.NodeID) (overlay.Delta, bool) {
 	if !ok || !member || changes[key{table: tRole, node: node}] {
 		return overlay.Delta{}, false
 	}
-	w := &watcher{t, node, row.Role == overlay.Manager, changes, &d}
+	w := &watcher{t, node, row.Role == overlay.Manager, changes, &d, map[overlay.ServiceID]bool{}}
 	for k := range changes {
 		w.row(k)
 	}
@@ -80,6 +104,7 @@ type watcher struct {
 	all     bool // it sees every network
 	changes map[key]bool
 	d       *overlay.Delta
+	told    map[overlay.ServiceID]bool // services that are in d
 }
 
 func (w *watcher) row(k key) {
@@ -103,13 +128,53 @@ func (w *watcher) row(k key) {
 	case tLevel:
 		w.d.Level = t.level
 	case tNetwork:
-		if n, ok := t.networks.m[k.network]; ok && (w.all || t.leased[w.node][k.network]) {
-			w.d.Networks = append(w.d.Networks, n.def)
-		} else if w.all {
-			w.d.GoneNets = append(w.d.GoneNets, k.network)
+		w.network(k.network)
+	case tIngress:
+		if !w.takesPart(k.network) && !w.changes[key{table: tNetwork, network: k.network}] {
+			w.network(k.network)
 		}
 	case tLease:
 		w.lease(k)
+	case tService:
+		w.service(k.service, k.network)
+	}
+}
+
+// takesPart says whether the node sees all of a network.
+func (w *watcher) takesPart(id overlay.NetworkID) bool { return w.all || w.t.leased[w.node][id] }
+
+// network is a network whose row changed, or who sees it by its services.
+func (w *watcher) network(id overlay.NetworkID) {
+	if n, ok := w.t.networks.m[id]; ok && (w.takesPart(id) || w.t.ingress[id] > 0) {
+		w.d.Networks = append(w.d.Networks, n.def)
+	} else if w.all || w.changes[key{table: tIngress, network: id}] {
+		w.d.GoneNets = append(w.d.GoneNets, id)
+	}
+}
+
+// service is a service that is, or was, in a network.
+func (w *watcher) service(id overlay.ServiceID, network overlay.NetworkID) {
+	if w.told[id] {
+		return
+	}
+	s, there := w.t.services.m[id]
+	switch {
+	case there && (w.takesPart(s.Network) || s.Ingress()):
+		w.d.Services = append(w.d.Services, *s)
+	case w.takesPart(network), w.changes[key{table: tLease, node: w.node, network: network}], w.changes[key{table: tUnpublished, service: id}]:
+		w.d.GoneServs = append(w.d.GoneServs, id)
+	default: // it never knew of it
+		return
+	}
+	w.told[id] = true
+}
+
+// services are all services of a network that the node enters or is not in any more.
+func (w *watcher) services(id overlay.NetworkID) {
+	if p, there := w.t.pools[id]; there {
+		for s := range p.services {
+			w.service(s, id)
+		}
 	}
 }
 
@@ -125,15 +190,17 @@ func (w *watcher) lease(k key) {
 	if !there || !w.t.leased[w.node][k.network] {
 		if k.node == w.node {
 			w.d.GoneNets = append(w.d.GoneNets, k.network)
+			w.services(k.network)
 		}
 		return
 	}
-	entered := w.changes[key{tEntered, w.node, k.network}]
+	entered := w.changes[key{table: tEntered, node: w.node, network: k.network}]
 	if entered && k.node == w.node {
 		w.d.Networks = append(w.d.Networks, n.def)
 		for node, lease := range n.leases {
 			w.d.Leases = append(w.d.Leases, overlay.LeaseRow{Network: k.network, Node: node, Lease: lease})
 		}
+		w.services(k.network)
 		return
 	}
 	if _, is := n.leases[k.node]; !entered || !is { // what there is came with the entrance
@@ -163,6 +230,9 @@ func (w *watcher) sort() {
 	slices.SortFunc(d.GoneLeases, lease)
 	slices.Sort(d.GoneNodes)
 	slices.Sort(d.GoneNets)
+	d.GoneNets = slices.Compact(d.GoneNets)
+	slices.SortFunc(d.Services, func(a, b overlay.Service) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	slices.Sort(d.GoneServs)
 }
 
 // clonedWith is the map with one more row, or without it when put is false.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/heddle-net/heddle/overlay"
 )
@@ -42,6 +43,8 @@ func story() []Command {
 			Aux: map[string]netip.Addr{"printer": addr("10.1.0.130")},
 		}},
 	}}
+	sealed := network4("red")
+	sealed.Spec.Encrypted = true
 	limited := token("mt", overlay.Manager)
 	limited.Uses = 1
 	return []Command{
@@ -57,7 +60,7 @@ func story() []Command {
 		SetAvailability{nid("w1"), overlay.Active},
 		UpdateNode{Node: nid("w1"), Control: netip.MustParseAddrPort("192.0.2.9:5377"), Gossip: netip.MustParseAddrPort("[2001:db8::9]:5378")},
 		full,
-		network4("red"),
+		sealed,
 		Grant{Network: netID("blue"), Node: nid("w1"), Want: 2, Addrs: []netip.Addr{addr("10.1.0.7")}},
 		Grant{Network: netID("blue"), Node: nid("m2")},
 		Grant{Network: netID("blue"), Node: nid("gone"), Spare: true, Now: now + 4},
@@ -76,6 +79,20 @@ func story() []Command {
 		},
 		UpdateParams{AddPools: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/16")}},
 		SetLevel{Level},
+		CreateService{servID("web"), netID("blue"), overlay.ServiceSpec{
+			Name: "web", Mode: overlay.ModeVIP, VIPs: []netip.Addr{addr("10.1.0.253")}, Ports: []overlay.ServicePort{{Name: "http", Proto: "tcp", Port: 80, Target: 8080}},
+			Selector: map[string]string{"tier": "front"}, Labels: map[string]string{"team": "loom"},
+			Health:  overlay.Health{Kind: overlay.HealthHTTP, Port: 8081, Path: "/ready", Interval: time.Second, Timeout: time.Second, Rise: 2, Fall: 3},
+			Publish: []overlay.Publish{{Port: 80, Target: 8080, Proto: "tcp", Mode: overlay.PublishIngress}, {Addr: addr("192.0.2.1"), Target: 8080, Proto: "udp", Mode: overlay.PublishLocal}},
+		}, now + 8},
+		CreateService{servID("db"), netID("blue"), overlay.ServiceSpec{Name: "db", Mode: overlay.ModeDNSRR}, now + 8},
+		CreateService{servID("gone"), netID("blue"), overlay.ServiceSpec{Name: "gone", Mode: overlay.ModeVIP}, now + 8},
+		UpdateService{servID("web"), overlay.ServiceUpdate{
+			Ports: []overlay.ServicePort{{Proto: "udp", Port: 53, Target: 5353}}, DropPorts: []overlay.ProtoPort{{Proto: "tcp", Port: 80}},
+			Publish: []overlay.Publish{{Target: 5353, Proto: "udp", Mode: overlay.PublishIngress}}, DropPublish: []overlay.ProtoPort{{Proto: "tcp", Port: 80}},
+			Selector: map[string]string{}, Health: &overlay.Health{Kind: overlay.HealthTCP, Port: 5353}, Labels: map[string]string{"team": "weft"}, DropLabels: []string{"none"},
+		}},
+		RemoveService{servID("gone")},
 		RemoveNetwork{netID("red")}, // refused
 	}
 }
@@ -106,13 +123,13 @@ func TestGolden(t *testing.T) {
 		}
 		kinds[c.kind()] = true
 	}
-	if len(kinds) != 17 {
+	if len(kinds) != 20 {
 		t.Errorf("the story has %d kinds of command", len(kinds))
 	}
-	golden(t, "commands-level2.jsonl", log.Bytes())
-	golden(t, "snapshot-level2.json", snapshot(t, s))
-	golden(t, "facts-level2.json", factsText(t, s.FactsFor(nid("w1"))))
-	if got := snapshot(t, replay(t, "commands-level2.jsonl")); !bytes.Equal(got, snapshot(t, s)) {
+	golden(t, "commands-level4.jsonl", log.Bytes())
+	golden(t, "snapshot-level4.json", snapshot(t, s))
+	golden(t, "facts-level4.json", factsText(t, s.FactsFor(nid("w1"))))
+	if got := snapshot(t, replay(t, "commands-level4.jsonl")); !bytes.Equal(got, snapshot(t, s)) {
 		t.Errorf("what was kept gives %s", got)
 	}
 }

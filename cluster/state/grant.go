@@ -19,21 +19,24 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	switch {
 	case !ok:
 		return ref{}, noNode(c.Node)
-	case node.Availability != overlay.Active:
+	case node.Availability != overlay.Active && !c.Bare:
 		return ref{}, overlay.Errorf(overlay.Denied, "node %s takes no more endpoints (availability %s); `heddle node update --availability active %s` changes that", node.Name, node.Availability, node.Name)
 	case c.Want < 0 || c.Want > MaxWant || len(c.Addrs) > MaxWant:
 		return ref{}, overlay.Errorf(overlay.Invalid, "ask for 0 to %d addresses at a time", MaxWant)
 	}
 	p := t.pools[c.Network]
-	picked, err := t.pick(c, n, p)
-	if err != nil {
-		return ref{}, err
+	_, was := n.leases[c.Node]
+	var picked []ipam.Range
+	if !c.Bare {
+		var err error
+		if picked, err = t.pick(c, n, p); err != nil {
+			return ref{}, err
+		}
 	}
-	if len(picked) == 0 { // it has all that it asks for
+	if len(picked) == 0 && (was || !c.Bare) { // it has all that it asks for
 		return out, nil
 	}
 	held := p.held[c.Node]
-	_, was := n.leases[c.Node]
 	var grants []overlay.Grant
 	for _, r := range picked {
 		grants = append(grants, overlay.Grant{First: r.First, Last: r.Last, Index: index})
@@ -46,7 +49,7 @@ func (c Grant) apply(t *tables, index uint64) (ref, error) {
 	p.hold(grants)
 	t.networks.edit()[c.Network] = next
 	if !was {
-		t.changed(key{tEntered, c.Node, c.Network})
+		t.changed(key{table: tEntered, node: c.Node, network: c.Network})
 	}
 	t.enter(c.Node, c.Network)
 	return out, nil
@@ -61,7 +64,7 @@ func (t *tables) lease(n *network, node overlay.Node, grants []overlay.Grant, in
 	next := *n
 	next.leases = clonedWith(n.leases, node.ID, lease, true)
 	t.pools[n.def.ID].held[node.ID] = grants
-	t.changed(key{tLease, node.ID, n.def.ID})
+	t.changed(key{table: tLease, node: node.ID, network: n.def.ID})
 	return &next, nil
 }
 
@@ -76,7 +79,7 @@ func (t *tables) enter(node overlay.NodeID, network overlay.NetworkID) {
 func (t *tables) pick(c Grant, n *network, p *pool) ([]ipam.Range, error) {
 	var picked ipam.Set
 	for _, a := range c.Addrs {
-		own, err := t.asked(c, n, p, a)
+		own, err := t.asked(c.Node, n, a)
 		if err != nil {
 			return nil, err
 		}
@@ -88,21 +91,11 @@ func (t *tables) pick(c Grant, n *network, p *pool) ([]ipam.Range, error) {
 		return picked.Ranges(), nil
 	}
 	for _, v4 := range []bool{true, false} {
-		var subnets []overlay.Subnet
-		for _, s := range n.def.Subnets {
-			if s.Prefix.Addr().Is4() == v4 {
-				subnets = append(subnets, s)
-			}
-		}
+		subnets := n.subnets(v4)
 		if len(subnets) == 0 {
 			continue
 		}
-		used := p.used.Clone()
-		for _, r := range n.resting {
-			if r.Until <= c.Now {
-				used.Remove(r.run())
-			}
-		}
+		used := p.rested(n.resting, c.Now)
 		named := false
 		for _, r := range picked.Ranges() {
 			used.Add(r)
@@ -139,6 +132,17 @@ func (c Grant) want(free, held uint64) uint64 {
 
 func (r rest) run() ipam.Range { return ipam.Range{First: r.First, Last: r.Last} }
 
+// rested is what is not free at a time, in Unix seconds.
+func (p *pool) rested(resting []rest, now int64) *ipam.Set {
+	used := p.used.Clone()
+	for _, r := range resting {
+		if r.Until <= now {
+			used.Remove(r.run())
+		}
+	}
+	return used
+}
+
 // wake ends the rest of addresses whose time has come, and of those that were picked, and
 // returns what still rests. The picked ones stay marked.
 func (p *pool) wake(resting []rest, picked []ipam.Range, now int64) []rest {
@@ -164,12 +168,13 @@ func full(n overlay.Network, v4 bool) error {
 	if !v4 {
 		family = "IPv6"
 	}
-	return overlay.Errorf(overlay.Exhausted, "network %s has no %s address left: all are leased to nodes; remove nodes that are gone with `heddle node rm`, or make a larger network", n.Name, family)
+	return overlay.Errorf(overlay.Exhausted, "network %s has no %s address left: all are leased to nodes, or are those of services; remove nodes that are gone with `heddle node rm`, or make a larger network", n.Name, family)
 }
 
-// asked judges an address that is wanted by name: own says that the node has it already.
-func (t *tables) asked(c Grant, n *network, p *pool, a netip.Addr) (own bool, err error) {
-	name := n.def.Name
+// asked judges an address that is wanted by name, by a node or, with "", by a service: own says
+// that the node has it already.
+func (t *tables) asked(node overlay.NodeID, n *network, a netip.Addr) (own bool, err error) {
+	name, p := n.def.Name, t.pools[n.def.ID]
 	s, ok := n.def.SubnetOf(a)
 	if !ok {
 		return false, overlay.Errorf(overlay.Invalid, "address %s is in no subnet of network %s; `heddle network inspect %s` lists them", a, name, name)
@@ -180,8 +185,11 @@ func (t *tables) asked(c Grant, n *network, p *pool, a netip.Addr) (own bool, er
 	if !p.used.Has(a) {
 		return false, nil
 	}
-	if has(p.held[c.Node], a) {
+	if has(p.held[node], a) {
 		return true, nil
+	}
+	if id, taken := p.vips[a]; taken {
+		return false, overlay.Errorf(overlay.Exists, "address %s of network %s is that of service %s; take another", a, name, t.services.m[id].Name)
 	}
 	for id, grants := range p.held { // at most one has it
 		if has(grants, a) {
@@ -226,7 +234,7 @@ func (t *tables) vacate(id overlay.NetworkID, node overlay.NodeID, consent bool,
 	delete(p.held, node)
 	delete(t.leased[node], id)
 	t.networks.edit()[id] = &next
-	t.changed(key{tLease, node, id})
+	t.changed(key{table: tLease, node: node, network: id})
 }
 
 // lay adds addresses to those that rest. Without a time they are free at once: commands of

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/heddle-net/heddle/overlay"
@@ -15,6 +16,7 @@ var (
 	someNodes    = []string{"m1", "n1", "n2", "n3", "n4"}
 	someNetworks = []string{"a", "b", "c"}
 	someTokens   = []string{"t1", "t2", "t3"}
+	someServices = []string{"s1", "s2", "s3", "s4"}
 )
 
 // anyCommand draws a command over few names, so that they meet.
@@ -24,7 +26,7 @@ func anyCommand(t *rapid.T) Command {
 	tok := rapid.SampledFrom(someTokens).Draw(t, "token")
 	role := rapid.SampledFrom([]overlay.Role{overlay.Worker, overlay.Worker, overlay.Manager}).Draw(t, "role")
 	newToken := changed(token(tok, role), func(n *NewToken) { n.Uses = rapid.IntRange(0, 2).Draw(t, "uses") })
-	switch k := rapid.IntRange(0, 32).Draw(t, "kind"); k {
+	switch k := rapid.IntRange(0, 44).Draw(t, "kind"); k {
 	case 0:
 		return CreateToken{newToken}
 	case 1:
@@ -66,6 +68,18 @@ func anyCommand(t *rapid.T) Command {
 		return UpdateParams{AddPools: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(63, 130).Draw(t, "pool")), 0, 0}), 16)}}
 	case 22:
 		return SetLevel{rapid.IntRange(1, Level).Draw(t, "level")}
+	case 23, 24, 25, 26, 27:
+		return anyService(t, network)
+	case 28, 29, 30:
+		u := overlay.ServiceUpdate{Publish: anyPublish(t), Labels: map[string]string{tok: node}, DropLabels: []string{tok}}
+		for port := range uint16(4) {
+			if rapid.Bool().Draw(t, "drop") {
+				u.DropPublish = append(u.DropPublish, overlay.ProtoPort{Proto: "tcp", Port: rapid.SampledFrom([]uint16{80, overlay.FirstDynamicPort}).Draw(t, "port") + port%2})
+			}
+		}
+		return UpdateService{servID(rapid.SampledFrom(someServices).Draw(t, "service")), u}
+	case 31, 32, 33:
+		return RemoveService{servID(rapid.SampledFrom(someServices).Draw(t, "service"))}
 	default:
 		g := Grant{Network: netID(network), Node: nid(node), Want: rapid.IntRange(0, 3).Draw(t, "want"), Spare: rapid.Bool().Draw(t, "spare"), Now: sometime(t)}
 		for range rapid.IntRange(0, 2).Draw(t, "named") {
@@ -73,6 +87,27 @@ func anyCommand(t *rapid.T) Command {
 		}
 		return g
 	}
+}
+
+func anyService(t *rapid.T, network string) CreateService {
+	name := rapid.SampledFrom(someServices).Draw(t, "service")
+	c := CreateService{servID(name), netID(network), overlay.ServiceSpec{Name: rapid.SampledFrom(someServices).Draw(t, "name"), Mode: overlay.ModeVIP, Publish: anyPublish(t)}, sometime(t)}
+	if rapid.IntRange(0, 3).Draw(t, "dnsrr") == 0 {
+		c.Spec.Mode = overlay.ModeDNSRR
+	} else if rapid.Bool().Draw(t, "asked") {
+		c.Spec.VIPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(rapid.IntRange(0, 16).Draw(t, "vip"))})}
+	}
+	return c
+}
+
+func anyPublish(t *rapid.T) (out []overlay.Publish) {
+	for range rapid.IntRange(0, 2).Draw(t, "published") {
+		out = append(out, overlay.Publish{
+			Port: rapid.SampledFrom([]uint16{0, 80, 81}).Draw(t, "port"), Target: 8080, Proto: "tcp",
+			Mode: rapid.SampledFrom([]overlay.PublishMode{overlay.PublishIngress, overlay.PublishLocal}).Draw(t, "mode"),
+		})
+	}
+	return out
 }
 
 // sometime is a manager's clock, which may go back.
@@ -125,6 +160,7 @@ func TestAnyHistory(t *testing.T) {
 				t.Fatalf("%s made level %d of %d", c.kind(), level, before.Level)
 			}
 			soundness(t, w)
+			serviceSoundness(t, w.s)
 			for _, name := range someNodes {
 				if rapid.IntRange(0, 3).Draw(t, "asks") == 0 {
 					follow[name] = catchUp(t, w.s, name, follow[name])
@@ -194,7 +230,7 @@ func catchUp(t *rapid.T, s *State, name string, had seen) seen {
 }
 
 // soundness checks the rows against each other: no address is in two leases, or in one and
-// fenced or resting, and no name, number or VNI is given twice.
+// fenced, resting or a service's, and no name, number, VNI or port of all nodes is given twice.
 func soundness(t *rapid.T, w *world) {
 	v := w.s.View()
 	tr := trust(w)
@@ -239,6 +275,13 @@ func soundness(t *rapid.T, w *world) {
 		for _, r := range v.networks[n.ID].resting {
 			all = append(all, overlay.Grant{First: r.First, Last: r.Last})
 		}
+		for _, s := range v.Services() {
+			for _, a := range s.VIPs {
+				if s.Network == n.ID {
+					all = append(all, overlay.Grant{First: a, Last: a})
+				}
+			}
+		}
 		for _, g := range all {
 			r := ipam.Range{First: g.First, Last: g.Last}
 			if s, in := n.SubnetOf(g.First); !in || !s.Prefix.Contains(g.Last) || taken.Free(r) != r.Len() {
@@ -249,5 +292,39 @@ func soundness(t *rapid.T, w *world) {
 		if p := w.s.t.pools[n.ID]; fmt.Sprint(p.used.Ranges()) != fmt.Sprint(taken.Ranges()) {
 			t.Fatalf("network %s: %v is marked used, %v is", n.Name, p.used.Ranges(), taken.Ranges())
 		}
+	}
+}
+
+// serviceSoundness checks the services' rows against each other, and the look-ups against them.
+func serviceSoundness(t *rapid.T, s *State) {
+	names, ingress := map[serviceName]bool{}, map[overlay.NetworkID]int{}
+	ports := map[overlay.ProtoPort]map[overlay.ServiceID]overlay.PublishMode{}
+	for _, row := range s.View().Services() {
+		if err := row.Validate(); err != nil || names[serviceName{row.Network, row.Name}] {
+			t.Fatalf("service %s is there twice, or not valid: %v", row.Name, err)
+		}
+		names[serviceName{row.Network, row.Name}] = true
+		if row.Ingress() {
+			ingress[row.Network]++
+		}
+		for _, p := range row.Publish {
+			if p.Port == 0 {
+				t.Fatalf("service %s leaves a port open", row.Name)
+			}
+			if ports[at(p)] == nil {
+				ports[at(p)] = map[overlay.ServiceID]overlay.PublishMode{}
+			}
+			ports[at(p)][row.ID] = p.Mode
+		}
+	}
+	for p, by := range ports {
+		for _, mode := range by {
+			if mode == overlay.PublishIngress && len(by) > 1 {
+				t.Fatalf("port %v is that of all nodes, and of %v", p, by)
+			}
+		}
+	}
+	if !reflect.DeepEqual(ports, s.t.ports) || !reflect.DeepEqual(ingress, s.t.ingress) || len(names) != len(s.t.servName) {
+		t.Fatalf("the look-ups are %v, %v, %v; the rows say %v, %v, %v", s.t.ports, s.t.ingress, s.t.servName, ports, ingress, names)
 	}
 }

@@ -19,6 +19,9 @@ const (
 	tToken   // no node sees it
 	tParams
 	tLevel
+	tService
+	tUnpublished // a service that was on every node; it is gone, or is only where its network is
+	tIngress     // a network that gets its first service on every node, or loses its last
 )
 
 // key names a row that changed.
@@ -26,6 +29,7 @@ type key struct {
 	table   table
 	node    overlay.NodeID
 	network overlay.NetworkID
+	service overlay.ServiceID
 }
 
 // journal is the newest changes, oldest first.

@@ -33,11 +33,33 @@ func written(c Command, level int) (Command, int, error) {
 	case SetLevel:
 		return c, c.Level, nil
 	}
+	if early := tooNew(c, level); early != nil {
+		return nil, level, early
+	}
 	if level < 2 {
 		c, err := first(c)
 		return c, level, err
 	}
 	return c, level, nil
+}
+
+// tooNew refuses what came in with the levels above the second.
+func tooNew(c Command, level int) error {
+	switch c := c.(type) {
+	case CreateNetwork:
+		if level < 3 && c.Spec.Encrypted {
+			return &TooNew{3, "making an encrypted network"}
+		}
+	case Grant:
+		if level < 4 && c.Bare {
+			return &TooNew{4, "entering a network without an address"}
+		}
+	case CreateService, UpdateService, RemoveService:
+		if level < 4 {
+			return &TooNew{4, "making or changing a service"}
+		}
+	}
+	return nil
 }
 
 // first is a command as the first level has it.

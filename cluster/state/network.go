@@ -2,6 +2,7 @@ package state
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/heddle-net/heddle/overlay"
@@ -100,7 +101,7 @@ func (t *tables) index(id overlay.NetworkID) {
 	n := t.networks.m[id]
 	t.netName[n.def.Name] = id
 	t.vnis[n.def.VNI] = true
-	p := &pool{held: map[overlay.NodeID][]overlay.Grant{}}
+	p := &pool{held: map[overlay.NodeID][]overlay.Grant{}, vips: map[netip.Addr]overlay.ServiceID{}, services: map[overlay.ServiceID]bool{}}
 	for _, s := range n.def.Subnets {
 		t.subnets.Add(ipam.PrefixRange(s.Prefix))
 		for _, r := range ipam.Reserved(s).Ranges() {
@@ -127,9 +128,12 @@ func (c RemoveNetwork) apply(t *tables, _ uint64) (ref, error) {
 	if !ok {
 		return ref{}, noNetwork(c.ID)
 	}
+	if err := t.unserved(n); err != nil {
+		return ref{}, err
+	}
 	for _, node := range slices.Sorted(maps.Keys(n.leases)) {
 		delete(t.leased[node], c.ID)
-		t.changed(key{tLease, node, c.ID})
+		t.changed(key{table: tLease, node: node, network: c.ID})
 	}
 	delete(t.networks.edit(), c.ID)
 	delete(t.netName, n.def.Name)

@@ -10,6 +10,7 @@ const remembered = 4096
 type ref struct {
 	Node    overlay.NodeID    `json:"node,omitempty"`
 	Network overlay.NetworkID `json:"network,omitempty"`
+	Service overlay.ServiceID `json:"service,omitempty"`
 	Token   string            `json:"token,omitempty"`
 }
 
@@ -82,6 +83,14 @@ func (t *tables) answer(o outcome) (any, error) {
 		return NetworkResult{n.def, t.revision}, nil
 	case KindRemoveNetwork:
 		return NetworkResult{overlay.Network{ID: o.Network}, t.revision}, nil
+	case KindCreateService, KindUpdateService:
+		s, ok := t.services.m[o.Service]
+		if !ok {
+			return nil, noService(o.Service)
+		}
+		return ServiceResult{*s, t.revision}, nil
+	case KindRemoveService:
+		return ServiceResult{overlay.Service{ID: o.Service}, t.revision}, nil
 	case KindGrant, KindRelease:
 		n, ok := t.networks.m[o.Network]
 		if !ok {
@@ -106,6 +115,10 @@ func noNode(id overlay.NodeID) error {
 
 func noNetwork(id overlay.NetworkID) error {
 	return overlay.Errorf(overlay.NotFound, "there is no network %s; `heddle network ls` lists what there is", id.Short())
+}
+
+func noService(id overlay.ServiceID) error {
+	return overlay.Errorf(overlay.NotFound, "there is no service %s; `heddle service ls` lists what there is", id.Short())
 }
 
 func noToken(id string) error {

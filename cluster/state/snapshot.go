@@ -22,12 +22,13 @@ type snapshotFile struct {
 	Applied  uint64 `json:"applied"`
 	Revision uint64 `json:"revision"`
 	cluster
-	Nodes    map[overlay.NodeID]overlay.Node       `json:"nodes"`
-	Members  map[overlay.NodeID]member             `json:"members"`
-	Removals map[overlay.NodeID]overlay.Signed     `json:"removals"`
-	Networks map[overlay.NetworkID]snapshotNetwork `json:"networks"`
-	Tokens   map[string]Token                      `json:"tokens"`
-	Done     []outcome                             `json:"done"` // oldest first
+	Nodes    map[overlay.NodeID]overlay.Node        `json:"nodes"`
+	Members  map[overlay.NodeID]member              `json:"members"`
+	Removals map[overlay.NodeID]overlay.Signed      `json:"removals"`
+	Networks map[overlay.NetworkID]snapshotNetwork  `json:"networks"`
+	Tokens   map[string]Token                       `json:"tokens"`
+	Services map[overlay.ServiceID]*overlay.Service `json:"services,omitempty"`
+	Done     []outcome                              `json:"done"` // oldest first
 }
 
 type snapshotNetwork struct {
@@ -44,7 +45,7 @@ func (s *State) Snapshot() *Snapshot {
 	t := s.t
 	f := snapshotFile{
 		V: 1, Level: t.level, Applied: t.applied, Revision: t.revision, cluster: t.cluster,
-		Nodes: t.nodes.share(), Members: t.members.share(), Removals: t.removals.share(), Tokens: t.tokens.share(),
+		Nodes: t.nodes.share(), Members: t.members.share(), Removals: t.removals.share(), Tokens: t.tokens.share(), Services: t.services.share(),
 		Networks: make(map[overlay.NetworkID]snapshotNetwork, len(t.networks.m)), Done: t.done.ordered(),
 	}
 	for id, n := range t.networks.m {
@@ -117,6 +118,14 @@ func (f *snapshotFile) tables() (*tables, error) {
 			return nil, fmt.Errorf("network %s: %w", n.Network.Name, err)
 		}
 	}
+	for id, s := range f.Services {
+		if s == nil {
+			return nil, fmt.Errorf("service %s is nothing", id)
+		}
+		if err := t.restoreService(id, *s); err != nil {
+			return nil, fmt.Errorf("service %s: %w", s.Name, err)
+		}
+	}
 	for _, o := range f.Done {
 		t.done.add(o)
 	}
@@ -129,7 +138,7 @@ func (f *snapshotFile) check() error {
 		return fmt.Errorf("revision %d is above the newest entry %d", f.Revision, f.Applied)
 	case len(f.Done) > remembered:
 		return fmt.Errorf("%d requests are too many", len(f.Done))
-	case f.Cluster == "" && len(f.Signing)+len(f.Nodes)+len(f.Removals)+len(f.Networks)+len(f.Tokens) > 0:
+	case f.Cluster == "" && len(f.Signing)+len(f.Nodes)+len(f.Removals)+len(f.Networks)+len(f.Tokens)+len(f.Services) > 0:
 		return fmt.Errorf("there are rows, but no cluster")
 	case f.Cluster != "" && (pub == nil || len(f.Signing) == 0 || !allOfLen(f.Signing, ed25519.SeedSize)):
 		return fmt.Errorf("a key is malformed")

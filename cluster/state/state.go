@@ -115,7 +115,7 @@ func (s *State) View() *View {
 		t := s.t
 		s.view = &View{
 			Revision: t.revision, Place: t.Place, Level: t.level, Params: t.Params, CA: t.CA, CAKey: t.CAKey, Ring: t.Ring, GossipKeys: t.GossipKeys,
-			Nodes: t.nodes.share(), Removals: t.removals.share(), Tokens: t.tokens.share(), networks: t.networks.share(), members: t.members.share(),
+			Nodes: t.nodes.share(), Removals: t.removals.share(), Tokens: t.tokens.share(), networks: t.networks.share(), services: t.services.share(), members: t.members.share(),
 		}
 	}
 	return s.view

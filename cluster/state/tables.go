@@ -19,6 +19,7 @@ type tables struct {
 	removals cow[overlay.NodeID, overlay.Signed]
 	networks cow[overlay.NetworkID, *network]
 	tokens   cow[string, Token]
+	services cow[overlay.ServiceID, *overlay.Service]
 	members  cow[overlay.NodeID, member] // of nodes that are, and that were
 	done     outcomes
 
@@ -31,6 +32,10 @@ type tables struct {
 	subnets ipam.Set // of all networks
 	leased  map[overlay.NodeID]map[overlay.NetworkID]bool
 	pools   map[overlay.NetworkID]*pool
+
+	servName map[serviceName]overlay.ServiceID
+	ports    map[overlay.ProtoPort]map[overlay.ServiceID]overlay.PublishMode // that services publish
+	ingress  map[overlay.NetworkID]int                                       // services of it that are published on every node; none is no entry
 
 	changes []key // of the command that is being applied
 }
@@ -76,10 +81,23 @@ type rest struct {
 // restTime is how long addresses rest, in seconds, unless nothing else is left.
 const restTime = 60
 
-// pool is the addresses of a network that are not free: reserved, leased, fenced or resting.
+// pool is the addresses of a network that are not free: reserved, leased, fenced, resting or a
+// service's.
 type pool struct {
-	used ipam.Set
-	held map[overlay.NodeID][]overlay.Grant
+	used     ipam.Set
+	held     map[overlay.NodeID][]overlay.Grant
+	vips     map[netip.Addr]overlay.ServiceID
+	services map[overlay.ServiceID]bool // all of the network's
+}
+
+// subnets are the network's subnets of a family.
+func (n *network) subnets(v4 bool) (out []overlay.Subnet) {
+	for _, s := range n.def.Subnets {
+		if s.Prefix.Addr().Is4() == v4 {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func newTables() *tables {
@@ -90,6 +108,8 @@ func newTables() *tables {
 		members: newCow[overlay.NodeID, member](), done: outcomes{byReq: map[string]int{}},
 		byName: map[string]overlay.NodeID{}, byHash: map[string]string{}, netName: map[string]overlay.NetworkID{},
 		vnis: map[uint32]bool{}, leased: map[overlay.NodeID]map[overlay.NetworkID]bool{}, pools: map[overlay.NetworkID]*pool{},
+		services: newCow[overlay.ServiceID, *overlay.Service](), servName: map[serviceName]overlay.ServiceID{},
+		ports: map[overlay.ProtoPort]map[overlay.ServiceID]overlay.PublishMode{}, ingress: map[overlay.NetworkID]int{},
 	}
 }
 

@@ -25,6 +25,7 @@ type View struct {
 	Tokens     map[string]Token // by ID; revoked and used ones too
 
 	networks map[overlay.NetworkID]*network
+	services map[overlay.ServiceID]*overlay.Service
 	members  map[overlay.NodeID]member
 }
 
@@ -49,6 +50,9 @@ func (v *View) Networks() []overlay.Network {
 	slices.SortFunc(out, func(a, b overlay.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
+
+// Services are all services by ID. They are shared: nobody may change them.
+func (v *View) Services() map[overlay.ServiceID]*overlay.Service { return v.services }
 
 // Leases are a network's leases by node; its keys are the participants.
 func (v *View) Leases(id overlay.NetworkID) map[overlay.NodeID]overlay.Signed {

@@ -92,8 +92,9 @@ func id[T ~string](name string) T {
 	return T(hex.EncodeToString(h[:16]))
 }
 
-func nid(name string) overlay.NodeID      { return id[overlay.NodeID]("node " + name) }
-func netID(name string) overlay.NetworkID { return id[overlay.NetworkID]("network " + name) }
+func nid(name string) overlay.NodeID       { return id[overlay.NodeID]("node " + name) }
+func netID(name string) overlay.NetworkID  { return id[overlay.NetworkID]("network " + name) }
+func servID(name string) overlay.ServiceID { return id[overlay.ServiceID]("service " + name) }
 
 func caCert() []byte {
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -138,6 +139,22 @@ func network4(name string, subnets ...string) CreateNetwork {
 	c := CreateNetwork{ID: netID(name), Spec: overlay.NetworkSpec{Name: name, Driver: overlay.DriverOverlay, IPv4: true}}
 	for _, s := range subnets {
 		c.Spec.Subnets = append(c.Spec.Subnets, overlay.Subnet{Prefix: netip.MustParsePrefix(s)})
+	}
+	return c
+}
+
+// service is a service of network blue with a port.
+func service(name string) CreateService {
+	return CreateService{ID: servID(name), Network: netID("blue"), Now: now, Spec: overlay.ServiceSpec{
+		Name: name, Mode: overlay.ModeVIP, Ports: []overlay.ServicePort{{Proto: "tcp", Port: 80, Target: 8080}},
+	}}
+}
+
+// published is a service with ports of all nodes.
+func published(name string, ports ...uint16) CreateService {
+	c := service(name)
+	for _, p := range ports {
+		c.Spec.Publish = append(c.Spec.Publish, overlay.Publish{Port: p, Target: 8080, Proto: "tcp", Mode: overlay.PublishIngress})
 	}
 	return c
 }
