@@ -39,11 +39,15 @@ var homes = map[string][]string{
 	"github.com/mdlayher/netlink":       {"datapath/kernel", "datapath/netns"},
 	"github.com/google/nftables":        {"datapath/kernel", "datapath/netns"},
 	"golang.zx2c4.com/wireguard/wgctrl": {"datapath/kernel", "datapath/netns"},
+	"golang.zx2c4.com/wireguard/device": {"datapath/wireguard"},
+	"golang.zx2c4.com/wireguard/conn":   {"datapath/wireguard"},
+	"golang.zx2c4.com/wireguard/ipc":    {"datapath/wireguard"},
+	"golang.zx2c4.com/wireguard/tun":    {"datapath/wireguard"},
 	"github.com/spf13/cobra":            {"cmd"},
 }
 
 // pure packages hold no goroutine, clock, randomness or I/O.
-var pure = []string{"overlay", "overlay/ipam", "overlay/plan", "cluster/state", "gossip/table", "datapath"}
+var pure = []string{"overlay", "overlay/health", "overlay/ipam", "overlay/names", "overlay/plan", "overlay/services", "overlay/tunnel", "cluster/state", "gossip/table", "datapath", "cmd/heddle/daemon/doctor"}
 
 var impure = []string{
 	"os", "io/fs", "io/ioutil", "syscall", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand",
@@ -178,6 +182,8 @@ func TestEveryRuleFailsWhenBroken(t *testing.T) {
 		{"memberlist outside", "overlay/agent/a.go", src(`"github.com/hashicorp/memberlist"`, ""), "belongs in gossip"},
 		{"netlink outside", "cmd/heddle/daemon/a.go", src(`n "github.com/vishvananda/netlink"`, ""), "belongs in datapath/kernel"},
 		{"nftables outside", "datapath/a.go", src(`"github.com/google/nftables/expr"`, ""), "belongs in datapath/kernel"},
+		{"wgctrl outside", "datapath/wireguard/a.go", src(`"golang.zx2c4.com/wireguard/wgctrl/wgtypes"`, ""), "belongs in datapath/kernel"},
+		{"wireguard-go outside", "datapath/kernel/a.go", src(`"golang.zx2c4.com/wireguard/device"`, ""), "belongs in datapath/wireguard"},
 		{"goroutine", "overlay/plan/a.go", src("", "func f() { go f() }"), "must not start a goroutine"},
 		{"clock", "gossip/table/a.go", src(`"time"`, "var f = time.Now"), "must not use time.Now"},
 		{"renamed clock", "gossip/table/a.go", src(`clock "time"`, "func f() { clock.Sleep(1) }"), "must not use time.Sleep"},

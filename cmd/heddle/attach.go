@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,8 +48,11 @@ func (c *cli) attachCmd() *cobra.Command {
 
 // attachFlags are the flags that attach and run share.
 type attachFlags struct {
-	r      overlay.AttachRequest
-	labels []pair[string]
+	r       overlay.AttachRequest
+	labels  []pair[string]
+	publish [][]overlay.Publish
+	health  healthFlags
+	command string // of the health
 }
 
 func (f *attachFlags) add(cmd *cobra.Command) {
@@ -68,18 +72,31 @@ func (f *attachFlags) addPlace(cmd *cobra.Command) {
 	repeated(fs, &f.r.Aliases, "alias", "name", "further name of the workload in the network", parseName("alias"))
 	parsed(fs, &f.r.Service, "service", "name", "service that the workload belongs to", parseName("service"))
 	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
+	repeatedP(fs, &f.publish, "publish", "p", "port", "port of this host that leads to the workload, as [IP:]8080:80[/tcp|udp]; 80 alone takes a free one of the host's; ranges as 8080-8082:80-82", parseWorkloadPublish)
+	f.health.add(fs, "tcp|http:/path", "probe the workload itself, instead of as its service asks: it takes a connection, or answers GET with 200 to 399", parseHealth)
+	parsed(fs, &f.command, "health-cmd", "command", "probe by a shell's command line that ends with 0, in the workload's namespace as root; only root may ask for it", nonEmpty)
 	parsed(fs, &f.r.IfName, "ifname", "name", "name of the interface; default the first free of eth0, eth1, …", nonEmpty)
 	fs.IntVar(&f.r.GwPriority, "gw-priority", 0, "of several networks the default route goes through the one with the highest `number`, then through the first by name")
 }
 
 // request is what the flags ask for.
 func (f *attachFlags) request(cmd *cobra.Command, name string) (overlay.AttachRequest, error) {
-	f.r.Name, f.r.Labels = name, toMap(f.labels)
+	f.r.Name, f.r.Labels, f.r.Publish = name, toMap(f.labels), slices.Concat(f.publish...)
 	if f.r.Network == "" {
 		return f.r, usagef(cmd, "%s needs a network; add --network, `heddle network ls` lists them", verb(cmd))
 	}
 	if cmd.Flags().Changed("pid") && f.r.PID <= 0 {
 		return f.r, usagef(cmd, "--pid %d is no process", f.r.PID)
+	}
+	if f.command != "" {
+		if f.health.h.Kind != "" {
+			return f.r, usagef(cmd, "--health and --health-cmd are two ways to probe; use one of them")
+		}
+		f.health.h.Kind, f.health.h.Command = overlay.HealthCmd, f.command
+	}
+	var err error
+	if f.r.Health, err = f.health.health(cmd); err != nil {
+		return f.r, err
 	}
 	return f.r, usage(cmd, f.r.Validate())
 }
@@ -108,7 +125,7 @@ func (c *cli) attach(cmd *cobra.Command, r overlay.AttachRequest) (overlay.Endpo
 	return reply.Endpoint, err
 }
 
-// endpointLine is what attach prints: name, addresses and interface.
+// endpointLine is what attach prints: name, addresses, interface and published ports.
 func endpointLine(e overlay.Endpoint) string {
 	s := e.Name
 	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
@@ -116,8 +133,13 @@ func endpointLine(e overlay.Endpoint) string {
 			s += "  " + p.String()
 		}
 	}
-	if e.Namespace == "" {
-		return s + "  " + e.Interface + " on this host"
+	if s += "  " + e.Interface; e.Namespace == "" {
+		s += " on this host"
+	} else {
+		s += " in " + e.Namespace
 	}
-	return s + "  " + e.Interface + " in " + e.Namespace
+	if len(e.Publish) > 0 {
+		s += "  " + listed(publishRows(e.Publish))
+	}
+	return s
 }

@@ -27,6 +27,7 @@ func (c *cli) daemonCmd() *cobra.Command {
 	fs.StringVar(&d.LogLevel, "log-level", def.LogLevel, "`level`: debug, info, warn or error")
 	fs.Uint16Var(&d.ControlPort, "control-port", def.ControlPort, "TCP `port` of the managers")
 	fs.Uint16Var(&d.GossipPort, "gossip-port", def.GossipPort, "TCP and UDP `port` of gossip")
+	fs.Uint16Var(&d.WireGuardPort, "wireguard-port", def.WireGuardPort, "UDP `port` of encrypted networks; the next but one is used too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := mayRun(); err != nil {
 			return err
@@ -65,6 +66,7 @@ func (d daemonFlags) config(given func(flag string) bool) (daemon.Config, error)
 	override(given("log-level"), &cfg.LogLevel, d.LogLevel)
 	override(given("control-port"), &cfg.ControlPort, d.ControlPort)
 	override(given("gossip-port"), &cfg.GossipPort, d.GossipPort)
+	override(given("wireguard-port"), &cfg.WireGuardPort, d.WireGuardPort)
 	return cfg, cfg.Validate()
 }
 
@@ -85,7 +87,7 @@ func readConfig(file string, named bool) (daemon.Config, error) {
 		return cfg, overlay.Errorf(overlay.Invalid, "read the configuration %s: %s", file, strings.TrimPrefix(err.Error(), "toml: "))
 	}
 	if extra := meta.Undecoded(); len(extra) > 0 {
-		return cfg, overlay.Errorf(overlay.Invalid, "configuration %s has an unknown key %q; use data-dir, socket, socket-group, log-level, control-port and gossip-port", file, extra[0].String())
+		return cfg, overlay.Errorf(overlay.Invalid, "configuration %s has an unknown key %q; use data-dir, socket, socket-group, log-level, control-port, gossip-port and wireguard-port", file, extra[0].String())
 	}
 	return cfg, nil
 }

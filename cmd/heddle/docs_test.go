@@ -18,7 +18,7 @@ func TestDocs(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# heddle on the command line\n\n" +
 		"Written from the program by `go test ./cmd/heddle -update`; change the text there.\n\n" +
-		"Flags stand before or after arguments. A network, node or endpoint is named by name, ID or the beginning of its ID.\n" +
+		"Flags stand before or after arguments. A network, node, endpoint or service is named by name, ID or the beginning of its ID.\n" +
 		"Exit codes: 0 done, 1 failed, 2 a command line that can't be meant; `run` ends with its command's. Every error is one line on stderr.\n")
 	root := (&cli{env: func(string) string { return "" }}).root()
 	flags(&b, "Flags of every command:", root.PersistentFlags())
@@ -82,10 +82,10 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	walk((&cli{env: func(string) string { return "" }}).root())
-	want := strings.Split("attach,daemon,detach,endpoint inspect,endpoint ls,init,join,leave,"+
+	want := strings.Split("attach,daemon,detach,doctor,endpoint inspect,endpoint ls,init,join,key rotate,leave,"+
 		"network connect,network create,network disconnect,network inspect,network ls,network prune,network rm,network update,"+
 		"node demote,node inspect,node ls,node promote,node rm,node update,"+
-		"run,status,token create,token ls,token revoke,token rotate,update,version", ",")
+		"resolve,run,service create,service inspect,service ls,service ps,service rm,service update,status,token create,token ls,token revoke,token rotate,update,version,wireguard", ",")
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}

@@ -24,8 +24,10 @@ type endpointRow struct {
 	IPv6      string
 	MAC       overlay.MAC
 	State     overlay.EndpointState
+	Health    string            `json:",omitempty"` // "" where nobody probes it; the cause behind a colon
 	Interface string            `json:",omitempty"`
 	Namespace string            `json:",omitempty"`
+	Publish   []publishRow      `json:",omitempty"` // on its own node alone
 	Aliases   []string          `json:",omitempty"`
 	Service   string            `json:",omitempty"`
 	Labels    map[string]string `json:",omitempty"`
@@ -37,7 +39,8 @@ func endpointRows(all []overlay.Endpoint) []endpointRow {
 		rows[i] = endpointRow{
 			ID: e.ID, Name: e.Name, Node: e.NodeName, NodeID: e.Node, Network: e.NetworkName, NetworkID: e.NetworkID,
 			IPv4: address(e.IPv4), IPv6: address(e.IPv6), MAC: e.MAC, State: e.State, Interface: e.Interface, Namespace: e.Namespace,
-			Aliases: e.Aliases, Service: e.Service, Labels: e.Labels,
+			Aliases: e.Aliases, Service: e.Service, Labels: e.Labels, Health: e.Health,
+			Publish: publishRows(e.Publish),
 		}
 	}
 	return rows
@@ -59,10 +62,17 @@ var endpointColumns = []column[endpointRow]{
 	text("IPV6", func(e endpointRow) string { return cmp.Or(e.IPv6, "-") }),
 	text("MAC", func(e endpointRow) string { return e.MAC.String() }),
 	text("STATE", func(e endpointRow) string { return string(e.State) }),
+	text("HEALTH", func(e endpointRow) string {
+		state, _ := overlay.SplitHealth(e.Health)
+		return cmp.Or(state, "-")
+	}),
+	text("PUBLISHED", func(e endpointRow) string { return listed(e.Publish) }),
 }
 
 func (c *cli) endpointCmd() *cobra.Command {
 	type row = endpointRow
+	var services serviceFilter
+	var localOnly bool
 	ls := list[row]{
 		short:   "List endpoints: what is attached where",
 		id:      func(r row) string { return string(r.ID) },
@@ -73,10 +83,17 @@ func (c *cli) endpointCmd() *cobra.Command {
 			"label":   labelled(func(r row) map[string]string { return r.Labels }),
 			"network": named(func(r row) (id, name string) { return string(r.NetworkID), r.Network }),
 			"node":    named(func(r row) (id, name string) { return string(r.NodeID), r.Node }),
-			"service": exact(func(r row) string { return r.Service }),
+			"service": func(r row, v string) bool {
+				return r.Service == v || services.anyBackend(v, func(b overlay.BackendRow) bool { return b.Endpoint == r.ID })
+			},
 		},
+		before: map[string]func(context.Context, *local.Client) error{"service": func(ctx context.Context, cl *local.Client) error {
+			if localOnly { // no manager is asked: what belongs to it by labels is not known
+				return nil
+			}
+			return services.load(ctx, cl)
+		}},
 	}
-	var localOnly bool
 	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) {
 		all, err := cl.Endpoints(ctx, localOnly)
 		return endpointRows(all), err

@@ -47,6 +47,7 @@ type fakeDaemon struct {
 	nodes     []overlay.NodeRow
 	tokens    []overlay.TokenRow
 	endpoints []overlay.Endpoint
+	services  []overlay.ServiceRow
 	problems  []string
 	detached  chan string // gets the names of what is detached, when it has room
 }
@@ -61,6 +62,7 @@ func startFake(t *testing.T) *fakeDaemon {
 	d := &fakeDaemon{
 		socket: filepath.Join(dir, "heddle.sock"), detached: make(chan string, 16),
 		networks: sampleNetworks(), nodes: sampleNodes(), tokens: sampleTokens(), endpoints: sampleEndpoints(),
+		services: sampleServices(),
 	}
 	l, err := net.Listen("unix", d.socket)
 	if err != nil {
@@ -132,6 +134,16 @@ func (d *fakeDaemon) Leave(_ context.Context, force bool) error {
 	return nil
 }
 
+func (d *fakeDaemon) Resolve(_ context.Context, r overlay.ResolveRequest) (overlay.ResolveReply, error) {
+	if err := r.Validate(); err != nil {
+		return overlay.ResolveReply{}, err
+	}
+	if r.Name != "web" {
+		return overlay.ResolveReply{}, overlay.Errorf(overlay.NotFound, "there is no %s in network %s; `heddle endpoint ls --filter network=%s` lists the workloads", r.Name, r.Network, r.Network)
+	}
+	return overlay.ResolveReply{Addrs: []netip.Addr{netip.MustParseAddr("10.64.0.10"), netip.MustParseAddr("fd00::a")}}, nil
+}
+
 func (d *fakeDaemon) Status(context.Context) (overlay.Status, error) {
 	if d.removed {
 		return overlay.Status{Version: "v1", Name: "alpha", Cluster: sampleStatus().Cluster, Problems: []string{"this node was removed"}}, nil
@@ -142,6 +154,21 @@ func (d *fakeDaemon) Status(context.Context) (overlay.Status, error) {
 	s := sampleStatus()
 	s.Problems = d.problems
 	return s, nil
+}
+
+func (d *fakeDaemon) Doctor(context.Context) (overlay.Diagnosis, error) {
+	g := overlay.Diagnosis{Name: "alpha", Version: "v1", Member: true, Drift: []overlay.DriftRow{}, Findings: []overlay.Finding{
+		{Name: "daemon", Verdict: overlay.Good, Found: "it answers"},
+		{Name: "port 5377/tcp", Verdict: overlay.Good, Found: "the control port: beta, gamma"},
+	}}
+	if len(d.problems) > 0 {
+		g.Repaired = map[string]uint64{"fdb": 3, "link": 1}
+		g.Drift = append(g.Drift, overlay.DriftRow{What: "link", Where: "heddle-b1/ep-e1", Found: "missing", Do: "add link heddle-b1/ep-e1 veth peer web/eth0"})
+		g.Findings = append(g.Findings,
+			overlay.Finding{Name: "firewall", Verdict: overlay.Problem, Found: "a rule in the chain `inet f in` drops what other nodes send to 4789/udp", Mend: "nft delete rule inet f in handle 4"},
+			overlay.Finding{Name: "link MTU", Verdict: overlay.Warning, Found: "1500 here and 1400 on beta: networks that both take part in use the smaller", Mend: "ip link set LINK mtu 1500   # on beta"})
+	}
+	return g, nil
 }
 
 func (d *fakeDaemon) Attach(_ context.Context, r overlay.AttachRequest) (overlay.AttachReply, error) {
@@ -163,28 +190,32 @@ func (d *fakeDaemon) Attach(_ context.Context, r overlay.AttachRequest) (overlay
 	return overlay.AttachReply{Endpoint: e, Silent: d.silent}, nil
 }
 
-func (d *fakeDaemon) Detach(_ context.Context, name, network string) error {
-	if name == "nobody" {
-		return overlay.Errorf(overlay.NotFound, "nobody is not attached on this node; `heddle endpoint ls --local` lists what is")
+func (d *fakeDaemon) Detach(_ context.Context, r overlay.DetachRequest) (overlay.DetachReply, error) {
+	if r.Name == "nobody" {
+		return overlay.DetachReply{}, overlay.Errorf(overlay.NotFound, "nobody is not attached on this node; `heddle endpoint ls --local` lists what is")
 	}
 	select {
-	case d.detached <- name:
+	case d.detached <- r.Name:
 	default:
 	}
-	return nil
+	return overlay.DetachReply{Silent: d.silent}, nil
 }
 
 func (d *fakeDaemon) Endpoints(context.Context) ([]overlay.Endpoint, error) {
 	return slices.DeleteFunc(slices.Clone(d.endpoints), func(e overlay.Endpoint) bool { return e.NodeName != "alpha" }), nil
 }
 
+func (d *fakeDaemon) RotateKeys(context.Context) error { return nil }
+
 func (d *fakeDaemon) Copy(context.Context) (overlay.Copy, error) {
-	c := overlay.Copy{Revision: 41, Age: 83 * time.Second, Networks: d.networks[:1], Nodes: d.nodes, Endpoints: d.endpoints[:2]}
+	c := overlay.Copy{Revision: 41, Age: 83 * time.Second, Networks: d.networks[:1], Nodes: d.nodes, Endpoints: d.endpoints[:2], Services: d.services[:1]}
 	if d.unheard {
 		c.Age = -1
 	}
 	return c, nil
 }
+
+func (d *fakeDaemon) Count([]overlay.ServiceRow) {} // the rows come complete
 
 func (d *fakeDaemon) Here(r *overlay.NetworkRow) {
 	if r.Name == "blue" {
@@ -273,6 +304,7 @@ func (d *fakeDaemon) Cluster(_ context.Context, method, path string, body []byte
 		}
 		return nil, nil
 	})
+	d.serveServices(serve)
 	serve("GET /v1/endpoints", func(*http.Request) (any, error) { return d.endpoints, nil })
 	w := httptest.NewRecorder()
 	m.ServeHTTP(w, httptest.NewRequest(method, path, bytes.NewReader(body)))
@@ -295,11 +327,12 @@ func sampleEndpoints() []overlay.Endpoint {
 		{
 			ID: id[overlay.EndpointID]("e1"), Name: "web", Node: id[overlay.NodeID]("a1"), NodeName: "alpha", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
 			IPv4: netip.MustParsePrefix("10.64.0.2/24"), IPv6: netip.MustParsePrefix("fd00:20::2/64"), MAC: overlay.MAC{2, 0, 0, 0, 0, 1}, State: overlay.EndpointReady,
-			Interface: "eth0", Namespace: "/run/netns/web", Service: "shop", Labels: map[string]string{"tier": "front"},
+			Interface: "eth0", Namespace: "/run/netns/web", Service: "shop", Labels: map[string]string{"tier": "front"}, Health: "unhealthy: dial tcp 10.64.0.2:80: connect: connection refused",
+			Publish: []overlay.Publish{{Port: 8080, Target: 80, Proto: "tcp"}, {Addr: netip.MustParseAddr("192.0.2.1"), Port: 30000, Target: 53, Proto: "udp"}},
 		},
 		{
 			ID: id[overlay.EndpointID]("e2"), Name: "db", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b1"), NetworkName: "blue",
-			IPv4: netip.MustParsePrefix("10.64.0.3/24"), MAC: overlay.MAC{2, 0, 0, 0, 0, 2}, State: overlay.EndpointReady, Labels: map[string]string{"tier": "back", "gold": ""},
+			IPv4: netip.MustParsePrefix("10.64.0.3/24"), MAC: overlay.MAC{2, 0, 0, 0, 0, 2}, State: overlay.EndpointReady, Labels: map[string]string{"tier": "back", "gold": ""}, Health: "healthy",
 		},
 		{
 			ID: id[overlay.EndpointID]("e3"), Name: "web", Node: id[overlay.NodeID]("b2"), NodeName: "beta", NetworkID: id[overlay.NetworkID]("b4"), NetworkName: "red",
@@ -345,6 +378,7 @@ func sampleStatus() overlay.Status {
 		Peers: []overlay.PeerStatus{
 			{Node: id[overlay.NodeID]("b2"), Name: "beta", Addr: "192.0.2.2:5378", State: "alive", LastProbe: epoch.Add(-300 * time.Millisecond), RTT: 412345 * time.Nanosecond},
 			{Node: id[overlay.NodeID]("b3"), Name: "gamma", Addr: "192.0.2.3:5378", State: "unknown"},
+			{Node: id[overlay.NodeID]("b4"), Name: "delta", Addr: "192.0.2.4:5378", State: "dead", Suspended: epoch.Add(-40 * time.Second)},
 		},
 		Counters: map[string]uint64{"record-refused": 3, "frame-refused": 0},
 	}

@@ -24,27 +24,40 @@ type column[T any] struct {
 // matcher says whether a row passes a filter's value.
 type matcher[T any] func(row T, value string) bool
 
-// list is a verb `ls` over rows of one type.
+// list is a verb that lists rows of one type, mostly `ls`.
 type list[T any] struct {
 	short   string // help
 	id      func(T) string
 	columns []column[T]
 	filters map[string]matcher[T]
+	before  map[string]func(context.Context, *local.Client) error // what the filter of this key needs; done when it is given
 }
 
 // command makes the verb. more may add flags.
 func (l list[T]) command(c *cli, fetch func(context.Context, *local.Client) ([]T, error)) *cobra.Command {
+	cmd := l.verb(c, func(ctx context.Context, cl *local.Client, _ []string) ([]T, error) { return fetch(ctx, cl) })
+	cmd.Use, cmd.Aliases, cmd.Args = "ls", []string{"list"}, noArgs
+	return cmd
+}
+
+// verb makes a verb that lists what its arguments name. It has no name yet.
+func (l list[T]) verb(c *cli, fetch func(ctx context.Context, cl *local.Client, args []string) ([]T, error)) *cobra.Command {
 	var f format
 	var filters []pair[string]
 	var quiet, whole bool
-	cmd := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: l.short, Args: noArgs}
+	cmd := &cobra.Command{Short: l.short}
 	parsed(cmd.Flags(), &f, "format", "table|json|TEMPLATE", "print a table, a JSON array, or each row by a Go template", parseFormat)
 	fs := cmd.Flags()
 	repeatedP(fs, &filters, "filter", "f", "key=value", "rows to print, by "+strings.Join(l.keys(), ", ")+"; values of one key: any, several keys: all", l.parseFilter)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print IDs alone")
 	fs.BoolVar(&whole, "no-trunc", false, "print IDs whole")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		rows, err := ask(c, cmd, fetch)
+		rows, err := ask(c, cmd, func(ctx context.Context, cl *local.Client) ([]T, error) {
+			if err := l.prepare(ctx, cl, filters); err != nil {
+				return nil, err
+			}
+			return fetch(ctx, cl, args)
+		})
 		if err != nil {
 			return err
 		}
@@ -80,6 +93,17 @@ func (l list[T]) parseFilter(option, s string) (pair[string], error) {
 		return pair[string]{}, overlay.Errorf(overlay.Invalid, "%s %q is unknown here; use %s", option, k, strings.Join(l.keys(), ", "))
 	}
 	return pair[string]{k, v}, nil
+}
+
+func (l list[T]) prepare(ctx context.Context, cl *local.Client, filters []pair[string]) error {
+	for key, before := range l.before {
+		if slices.ContainsFunc(filters, func(f pair[string]) bool { return f.key == key }) {
+			if err := before(ctx, cl); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // passes: for each key that is given, one of its values must match.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/local"
 )
 
@@ -91,8 +92,8 @@ func (c *cli) printf(format string, args ...any) {
 
 func (c *cli) root() *cobra.Command {
 	root := c.group("heddle", "Overlay networks for the workloads of any Linux hosts",
-		c.daemonCmd(), c.versionCmd(), c.initCmd(), c.joinCmd(), c.leaveCmd(), c.statusCmd(), c.tokenCmd(), c.nodeCmd(),
-		c.networkCmd(), c.updateCmd(), c.attachCmd(), c.detachCmd(), c.endpointCmd(), c.runCmd())
+		c.daemonCmd(), c.versionCmd(), c.initCmd(), c.joinCmd(), c.leaveCmd(), c.statusCmd(), c.doctorCmd(), c.tokenCmd(), c.nodeCmd(),
+		c.networkCmd(), c.serviceCmd(), c.updateCmd(), c.attachCmd(), c.detachCmd(), c.endpointCmd(), c.resolveCmd(), c.runCmd(), c.keyCmd(), c.wireguardCmd())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(c.in)
 	root.SetOut(c.out)
@@ -128,7 +129,13 @@ func (c *cli) group(name, short string, subs ...*cobra.Command) *cobra.Command {
 func ask[T any](c *cli, cmd *cobra.Command, call func(context.Context, *local.Client) (T, error)) (T, error) {
 	client := local.NewClient(c.socket)
 	if stale, _ := cmd.Flags().GetBool(staleFlag); stale {
-		client.Stale = c.noteStale
+		told := false
+		client.Stale = func(held overlay.Copy) {
+			if !told { // once for all that is read
+				c.noteStale(held)
+			}
+			told = true
+		}
 	}
 	w := c.startWaiter()
 	defer w.stop()

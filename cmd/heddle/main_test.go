@@ -102,8 +102,8 @@ func TestWaiting(t *testing.T) {
 
 // Flags go before the file, the file before the defaults.
 func TestDaemonConfig(t *testing.T) {
-	file := daemon.Config{DataDir: "/srv/heddle", Socket: "/run/heddle/other.sock", SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378}
-	flags := daemonFlags{"testdata/good.toml", daemon.Config{DataDir: "/data", Socket: "/s", LogLevel: "debug", ControlPort: 1, GossipPort: 2}}
+	file := daemon.Config{DataDir: "/srv/heddle", Socket: "/run/heddle/other.sock", SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378, WireGuardPort: 5379}
+	flags := daemonFlags{"testdata/good.toml", daemon.Config{DataDir: "/data", Socket: "/s", LogLevel: "debug", ControlPort: 1, GossipPort: 2, WireGuardPort: 3}}
 	cases := []struct {
 		name  string
 		file  string
@@ -113,12 +113,12 @@ func TestDaemonConfig(t *testing.T) {
 		{"defaults", "testdata/nosuch.toml", "", daemon.DefaultConfig()},
 		{"file", "testdata/good.toml", "", file},
 		{
-			"all flags", "testdata/good.toml", "config socket data-dir log-level control-port gossip-port",
-			daemon.Config{DataDir: "/data", Socket: "/s", SocketGroup: "heddle", LogLevel: "debug", ControlPort: 1, GossipPort: 2},
+			"all flags", "testdata/good.toml", "config socket data-dir log-level control-port gossip-port wireguard-port",
+			daemon.Config{DataDir: "/data", Socket: "/s", SocketGroup: "heddle", LogLevel: "debug", ControlPort: 1, GossipPort: 2, WireGuardPort: 3},
 		},
 		{
 			"one flag", "testdata/good.toml", "data-dir",
-			daemon.Config{DataDir: "/data", Socket: file.Socket, SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378},
+			daemon.Config{DataDir: "/data", Socket: file.Socket, SocketGroup: "heddle", LogLevel: "warn", ControlPort: 6377, GossipPort: 6378, WireGuardPort: 5379},
 		},
 	}
 	for _, tc := range cases {

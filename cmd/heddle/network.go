@@ -15,6 +15,7 @@ import (
 
 func (c *cli) networkCmd() *cobra.Command {
 	type row = overlay.NetworkRow
+	var services serviceFilter
 	ls := list[row]{
 		short: "List networks",
 		id:    func(r row) string { return string(r.ID) },
@@ -34,12 +35,16 @@ func (c *cli) networkCmd() *cobra.Command {
 			"driver":  exact(func(r row) string { return r.Driver }),
 			"scope":   exact(func(r row) string { return r.Scope }),
 			"label":   labelled(func(r row) map[string]string { return r.Labels }),
+			"service": func(r row, v string) bool {
+				return services.any(v, func(s overlay.ServiceRow) bool { return s.NetworkID == r.ID })
+			},
 			"node": func(r row, v string) bool {
 				return slices.ContainsFunc(r.Participants, func(p overlay.ParticipantRow) bool {
 					return named(func(p overlay.ParticipantRow) (id, name string) { return string(p.Node), p.Name })(p, v)
 				})
 			},
 		},
+		before: map[string]func(context.Context, *local.Client) error{"service": services.load},
 	}
 	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]row, error) { return cl.Networks(ctx) })
 	inspect := inspectCmd(c, "NETWORK", "Show networks as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]row, error) {

@@ -1,12 +1,11 @@
 package main
 
 import (
-	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-net/heddle/overlay"
-	"github.com/heddle-net/heddle/overlay/local"
 )
 
 func (c *cli) networkConnect() *cobra.Command {
@@ -33,12 +32,12 @@ func (c *cli) networkConnect() *cobra.Command {
 
 func (c *cli) networkDisconnect() *cobra.Command {
 	var force bool
+	var grace *time.Duration
 	cmd := &cobra.Command{Use: "disconnect NETWORK NAME", Short: "Take a workload of this node off a network", Args: twoArgs("NETWORK", "NAME")}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "no error if it is not there")
+	addGrace(cmd, &grace)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		_, err := ask(c, cmd, func(ctx context.Context, cl *local.Client) (none, error) {
-			return none{}, cl.Detach(ctx, local.DetachRequest{Name: args[1], Network: args[0]})
-		})
+		err := c.detach(cmd, overlay.DetachRequest{Name: args[1], Network: args[0], Grace: grace})
 		if force && overlay.KindOf(err) == overlay.NotFound {
 			err = nil
 		}

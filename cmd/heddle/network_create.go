@@ -21,7 +21,6 @@ type createFlags struct {
 	labels   []pair[string]
 	options  []pair[string]
 	scope    string
-	later    struct{ encrypted bool } // what this version does not have
 }
 
 func (c *cli) networkCreate() *cobra.Command {
@@ -44,8 +43,7 @@ func (c *cli) networkCreate() *cobra.Command {
 	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
 	repeatedP(fs, &f.options, "opt", "o", "key=value", "driver option: mtu", parseOption)
 	fs.BoolVar(&attachable, "attachable", true, "accepted for Docker's sake; every network is attachable")
-	fs.BoolVar(&f.later.encrypted, "encrypted", false, "encrypt what travels between nodes (not in this version)")
-	_ = fs.MarkHidden("encrypted")
+	fs.BoolVar(&s.Encrypted, "encrypted", false, "encrypt what travels between nodes, by WireGuard")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print the ID alone, without notes on stderr")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s.Name = args[0]
@@ -84,8 +82,6 @@ func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 		return fmt.Errorf("--driver %q is not in this version; use overlay", s.Driver)
 	case f.scope != "cluster":
 		return fmt.Errorf("--scope %q is not in this version; use cluster", f.scope)
-	case f.later.encrypted:
-		return fmt.Errorf("--encrypted is not in this version; leave it out")
 	}
 	s.Labels, s.Options = toMap(f.labels), toMap(f.options)
 	if err := f.place(s); err != nil {

@@ -12,6 +12,7 @@ import (
 func nodeKey(r overlay.NodeRow) (id, name string) { return string(r.ID), r.Name }
 
 func (c *cli) nodeCmd() *cobra.Command {
+	var services serviceFilter
 	ls := list[overlay.NodeRow]{
 		short: "List the cluster's nodes; * is this one",
 		id:    func(r overlay.NodeRow) string { return string(r.ID) },
@@ -34,7 +35,11 @@ func (c *cli) nodeCmd() *cobra.Command {
 			"id":   prefix(func(r overlay.NodeRow) string { return string(r.ID) }),
 			"name": part(func(r overlay.NodeRow) string { return r.Name }),
 			"node": named(nodeKey),
+			"service": func(r overlay.NodeRow, v string) bool {
+				return services.anyBackend(v, func(b overlay.BackendRow) bool { return b.NodeID == r.ID })
+			},
 		},
+		before: map[string]func(context.Context, *local.Client) error{"service": services.load},
 	}
 	lsCmd := ls.command(c, func(ctx context.Context, cl *local.Client) ([]overlay.NodeRow, error) { return cl.Nodes(ctx) })
 	inspect := inspectCmd(c, "NODE", "Show nodes as JSON", func(ctx context.Context, cl *local.Client, ref string) ([]overlay.NodeRow, error) {

@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-net/heddle/overlay"
-	"github.com/heddle-net/heddle/overlay/local"
 )
 
 // Exit codes of `run` where CMD did not run, as shells have them.
@@ -35,7 +34,8 @@ func (c *cli) runCmd() *cobra.Command {
 		Use: "run --network NETWORK [flags] -- CMD [ARG...]", Short: "Run a command as a workload of a network",
 		Long: "Run a command in a network namespace of its own, attached while it runs. The exit code is\n" +
 			"the command's, 128 and the signal's number where a signal ended it, 127 where it was not\n" +
-			"found and 126 where it could not be started. Its processes share all else with the host.",
+			"found and 126 where it could not be started. Its processes find other workloads by name, since\n" +
+			"they see a resolv.conf of their own, and share all else with the host.",
 		Example:               "  heddle run --network blue -- curl http://10.64.0.2/",
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -86,9 +86,7 @@ func (c *cli) detachAfter(cmd *cobra.Command, e overlay.Endpoint) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), detachTime)
 	defer cancel()
 	cmd.SetContext(ctx)
-	_, err := ask(c, cmd, func(ctx context.Context, cl *local.Client) (none, error) {
-		return none{}, cl.Detach(ctx, local.DetachRequest{Name: e.Name, Network: string(e.NetworkID)})
-	})
+	err := c.detach(cmd, overlay.DetachRequest{Name: e.Name, Network: string(e.NetworkID)})
 	if err != nil && overlay.KindOf(err) != overlay.NotFound {
 		c.note("warning: %s is not detached yet, the daemon does it later: %s", e.Name, err)
 	}

@@ -35,6 +35,9 @@ func (c *cli) runIn(ctx context.Context, path, program string, args []string) (i
 	}
 	// The thread lives until the program ends: Pdeathsig means the thread that started it.
 	err = netns.Do(ns, func() error {
+		if err := showNames(path); err != nil {
+			c.note("warning: %s does not find other workloads by name: %s", args[0], err)
+		}
 		if err := cmd.Start(); err != nil {
 			return startError(args[0], err)
 		}

@@ -64,7 +64,12 @@ func (c *cli) printStatus(s overlay.Status) error {
 			text("NAME", func(p overlay.PeerStatus) string { return p.Name }),
 			text("ID", func(p overlay.PeerStatus) string { return p.Node.Short() }),
 			text("ADDRESS", func(p overlay.PeerStatus) string { return p.Addr }),
-			text("STATE", func(p overlay.PeerStatus) string { return p.State }),
+			text("STATE", func(p overlay.PeerStatus) string {
+				if p.Suspended.IsZero() {
+					return p.State
+				}
+				return p.State + ", suspended " + c.since(p.Suspended)
+			}),
 			text("LAST PROBE", func(p overlay.PeerStatus) string { return c.since(p.LastProbe) }),
 			text("RTT", func(p overlay.PeerStatus) string { return rtt(p.RTT) })),
 		section(c, "endpoints of this node", endpointRows(s.Endpoints), endpointColumns...),

@@ -105,7 +105,7 @@ func (d *fakeDaemon) become(t *testing.T, what string) {
 	case "no manager was heard":
 		d.alone, d.unheard = true, true
 	case "empty":
-		d.networks, d.nodes, d.tokens, d.endpoints = nil, nil, nil, nil
+		d.networks, d.nodes, d.tokens, d.endpoints, d.services = nil, nil, nil, nil, nil
 	case "gamma is silent":
 		d.silent = []string{"gamma"}
 	case "has problems":

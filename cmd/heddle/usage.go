@@ -74,7 +74,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usagef(cmd, "--%s %q is not a number", f.Name, e.GetValue())
 	}
 	if f.Value.Type() == "duration" {
-		return usagef(cmd, "--%s %q is not a duration; write it as 90m or 24h", f.Name, e.GetValue())
+		return usagef(cmd, "--%s %q is not a duration; write it as 500ms, 90m or 24h", f.Name, e.GetValue())
 	}
 	return usagef(cmd, "--%s %q: %w", f.Name, e.GetValue(), errors.Unwrap(err))
 }

@@ -20,7 +20,7 @@ func (n node) Copy(context.Context) (c overlay.Copy, err error) {
 		return c, err
 	}
 	f, g := m.facts(), m.gossip.Load()
-	c = overlay.Copy{Revision: f.Revision, Age: -1, Networks: []overlay.NetworkRow{}, Nodes: []overlay.NodeRow{}, Endpoints: []overlay.Endpoint{}}
+	c = overlay.Copy{Revision: f.Revision, Age: -1, Networks: []overlay.NetworkRow{}, Nodes: []overlay.NodeRow{}, Endpoints: []overlay.Endpoint{}, Services: []overlay.ServiceRow{}}
 	if at := m.watcher.Heard(); !at.IsZero() {
 		c.Age = time.Since(at)
 	}
@@ -33,19 +33,29 @@ func (n node) Copy(context.Context) (c overlay.Copy, err error) {
 			known[own.Network.ID] = own
 		}
 	}
+	of, suspended := map[overlay.NetworkID][]overlay.Service{}, g.Suspended()
+	for _, s := range f.Services {
+		of[s.Network] = append(of[s.Network], s)
+	}
 	for id, k := range known {
 		row := rows.Network(k.Network, f.Nodes, k.Leases, g.Claims(id))
 		n.Here(&row)
 		c.Networks = append(c.Networks, row)
 		c.Endpoints = append(c.Endpoints, row.Endpoints...)
+		c.Services = append(c.Services, rows.Services(k.Network, of[id], f.Nodes, g.Claims(id), suspended)...)
 	}
 	slices.SortFunc(c.Networks, func(a, b overlay.NetworkRow) int { return strings.Compare(a.Name, b.Name) })
 	rows.Sort(c.Endpoints)
+	rows.SortServices(c.Services)
+	n.Count(c.Services)
 	_, beat := m.watcher.Source()
 	seen := observer{m}
 	for id, row := range f.Nodes {
 		r := overlay.NodeRow{ID: id, Name: row.Name, Addr: row.Control.String(), Role: row.Role, Availability: row.Availability, Number: row.Number}
 		r.Status, r.Version = seen.Peer(id)
+		if said, ok := g.Record(id); ok && said.WireGuard != nil {
+			r.Encryption = said.WireGuard.Kind
+		}
 		r.Self = id == m.cred.Identity().Node
 		if row.Role == overlay.Manager {
 			r.ManagerStatus = map[bool]string{true: "Reachable", false: "Unreachable"}[r.Status == "ready"]

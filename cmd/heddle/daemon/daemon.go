@@ -20,6 +20,7 @@ import (
 
 	"github.com/heddle-net/heddle/cluster/pki"
 	"github.com/heddle-net/heddle/datapath"
+	"github.com/heddle-net/heddle/datapath/balance"
 	"github.com/heddle-net/heddle/datapath/kernel"
 	"github.com/heddle-net/heddle/datapath/reconcile"
 	"github.com/heddle-net/heddle/overlay"
@@ -29,13 +30,15 @@ import (
 
 // Daemon is the process's own state: what lasts through init, join and leave.
 type Daemon struct {
-	cfg     Config
-	version string
-	log     *slog.Logger
-	store   *store.Store
-	kernel  *kernel.Kernel
-	loop    *reconcile.Loop
-	failed  chan error // size 1: why the daemon must end
+	cfg      Config
+	version  string
+	log      *slog.Logger
+	store    *store.Store
+	kernel   *kernel.Kernel
+	loop     *reconcile.Loop
+	balance  *balance.Loop
+	resolver *resolver
+	failed   chan error // size 1: why the daemon must end
 
 	asked  sync.Mutex // held while init, join or leave runs
 	change sync.Mutex // held while membership changes: by those, or with the host's addresses
@@ -76,7 +79,13 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	return (&Daemon{cfg: cfg, version: version, log: log, store: st, kernel: k, loop: loop, failed: make(chan error, 1)}).run(ctx)
+	r := newResolver(log)
+	defer r.stop()
+	d := Daemon{
+		cfg: cfg, version: version, log: log, store: st, kernel: k, loop: loop, resolver: r,
+		balance: balance.New(balancing{k}, balance.Config{}, log), failed: make(chan error, 1),
+	}
+	return d.run(ctx)
 }
 
 // run starts the reconciler and what the node is a member of, then opens the socket: it
@@ -85,6 +94,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	kernelCtx, stopKernel := context.WithCancel(context.Background())
 	var under errgroup.Group
 	under.Go(func() error { return d.loop.Run(kernelCtx) })
+	under.Go(func() error { return d.balance.Run(kernelCtx) })
 	under.Go(func() error { d.watchFirewall(kernelCtx); return nil })
 	defer func() { stopKernel(); _ = under.Wait() }()
 
@@ -116,7 +126,7 @@ func (d *Daemon) run(ctx context.Context) error {
 // its place, and meanwhile clients are told that none answers.
 func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
-		Handler: local.NewHandler(node{d}), ReadHeaderTimeout: 10 * time.Second,
+		Handler: local.NewHandler(node{d}), ReadHeaderTimeout: 10 * time.Second, ConnContext: withCaller,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	g, gctx := errgroup.WithContext(ctx)

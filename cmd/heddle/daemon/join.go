@@ -307,25 +307,28 @@ func (d *Daemon) join(ctx context.Context, c *api.JoinConn, r overlay.JoinReques
 const readyTime = 5 * time.Second
 
 // ready waits until this node is in contact and, as a manager, has its vote. False says that it
-// waited in vain.
+// waited in vain. A manager knows where all nodes are; another node may have come in at the same
+// time, and does for want of one.
 func (m *member) ready(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	met := false
+	votes := func() bool { return m.role.running() == nil || m.role.running().Voter() }
+	met, manager := false, false
 	for {
 		for _, p := range m.gossip.Load().Peers() {
-			if p.State == "alive" && !met {
-				met = m.gossip.Load().Introduce(ctx, p.Node) == nil
+			manages := m.facts().Nodes[p.Node].Role == overlay.Manager
+			if p.State == "alive" && !manager && (manages || !met) && m.gossip.Load().Introduce(ctx, p.Node) == nil {
+				met, manager = true, manages
 			}
-			if met && (m.role.running() == nil || m.role.running().Voter()) {
-				return true
-			}
+		}
+		if manager && votes() {
+			return true
 		}
 		select {
 		case <-ctx.Done():
-			return false
+			return met && votes()
 		case <-tick.C:
 		}
 	}
@@ -350,7 +353,7 @@ func (d *Daemon) Leave(ctx context.Context, force bool) error {
 		return err
 	}
 	if len(eps) > 0 && !force {
-		return overlay.Errorf(overlay.InUse, "workloads are attached on this node (%s); detach them, or add --force", names(eps))
+		return overlay.Errorf(overlay.InUse, "workloads are attached on this node (%s); detach them, or add --force", workloadNames(eps))
 	}
 	if _, member := m.self(); member {
 		if err := m.depart(ctx, force); err != nil {
@@ -379,6 +382,7 @@ func (m *member) depart(ctx context.Context, force bool) error {
 
 // clean takes away what a member leaves: kernel objects, identity, facts, the managers' log.
 func (d *Daemon) clean(ctx context.Context) error {
+	d.resolver.forget()
 	gen := d.loop.Set(datapath.Config{})
 	if err := seen(d.loop.Wait(ctx, gen)); err != nil {
 		return err
@@ -392,7 +396,7 @@ func (d *Daemon) clean(ctx context.Context) error {
 	return errors.Join(d.store.Clear(), cluster.Forget(d.raftDir()))
 }
 
-func names(eps []overlay.Endpoint) string {
+func workloadNames(eps []overlay.Endpoint) string {
 	var s []string
 	for _, e := range eps {
 		s = append(s, e.Name)

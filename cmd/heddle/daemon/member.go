@@ -37,6 +37,7 @@ type member struct {
 	role    *role
 	watcher *api.Watcher
 	gossip  atomic.Pointer[gossip.Node] // a manager asks for it before it is there
+	tunnels *tunnels
 	agent   *agent.Agent
 	holder  atomic.Pointer[agent.Agent] // the same, for managers, who may ask before it is there
 	news    chan struct{}               // the watcher's signal, passed on to the agent
@@ -46,6 +47,7 @@ type member struct {
 	ctx     context.Context // of all that the member runs; set before any of it starts
 	group   errgroup.Group
 	once    sync.Once
+	stating sync.Mutex
 	said    said // of this node, last
 }
 
@@ -91,13 +93,17 @@ func (m *member) build(first *overlay.Facts) error {
 		return err
 	}
 	m.gossip.Store(g)
+	if m.tunnels, err = openTunnels(m); err != nil {
+		return err
+	}
+	m.tunnels.look() // which sessions stand, before anything is planned
 	if err := m.introduce(g); err != nil {
 		return err
 	}
 	m.agent, err = agent.New(agent.Config{
 		Self: id.Node, Name: f.Nodes[id.Node].Name, Key: id.Key, Boot: bootID(), Underlay: m.at.Underlay,
-		Facts: factsOf{m}, Control: controlOf{m}, Peers: g, Datapath: kernelState{m.d.kernel, m.d.loop},
-		Processes: processes{}, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
+		Facts: factsOf{m}, Control: controlOf{m}, Peers: g, Tunnels: m.tunnels, Datapath: kernelState{m.d.kernel, m.d.loop, m.d.balance},
+		Processes: processes{}, Workloads: workloads{m.d.kernel}, Resolver: m.d.resolver, Store: m.d.store, Random: func(b []byte) { _, _ = rand.Read(b) }, Log: m.log,
 	})
 	m.holder.Store(m.agent)
 	return err
@@ -134,11 +140,7 @@ func (m *member) introduce(g *gossip.Node) error {
 	if err != nil {
 		return err
 	}
-	self, err := m.state(r, row)
-	if err != nil {
-		return err
-	}
-	return g.SetSelf(self)
+	return m.tell(r, row, 0)
 }
 
 // run starts what the member runs. An error of a part that the node can't do without ends
@@ -154,10 +156,12 @@ func (m *member) runRest() {
 	m.must("facts", m.watcher.Run)
 	m.must("gossip", g.Run)
 	m.must("agent", m.agent.Run)
+	m.must("wireguard", m.tunnels.run)
 	m.must("news", m.follow)
 	m.must("contact", m.contact)
 	m.must("certificate", m.renew)
 	m.must("address", m.register)
+	m.must("own record", m.outdo)
 	m.role.follow()
 }
 
@@ -273,7 +277,8 @@ func (m *member) contact(ctx context.Context) error {
 	}
 }
 
-// seek looks for a node that membership lacks: one, or all while it has none.
+// seek looks for a node that membership lacks: one, or all while it has none. Managers come first
+// then: nodes that join at the same time could make contact with each other alone.
 func (m *member) seek(ctx context.Context) {
 	f, g, self := m.facts(), m.gossip.Load(), m.cred.Identity().Node
 	alive := map[overlay.NodeID]bool{}
@@ -282,7 +287,12 @@ func (m *member) seek(ctx context.Context) {
 			alive[p.Node] = true
 		}
 	}
-	for id, n := range f.Nodes {
+	lacks := slices.Collect(maps.Keys(f.Nodes)) // in an order that is random enough
+	if len(alive) == 0 {
+		managersFirst(lacks, f)
+	}
+	for _, id := range lacks {
+		n := f.Nodes[id]
 		if id == self || alive[id] {
 			continue
 		}
@@ -300,6 +310,17 @@ func (m *member) seek(ctx context.Context) {
 		}
 		m.log.Debug("a member does not answer", "node", id, "err", err)
 	}
+}
+
+// managersFirst puts managers first, and leaves the order else as it is.
+func managersFirst(nodes []overlay.NodeID, f *overlay.Facts) {
+	place := func(id overlay.NodeID) int {
+		if f.Nodes[id].Role == overlay.Manager {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(nodes, func(a, b overlay.NodeID) int { return place(a) - place(b) })
 }
 
 func (m *member) keep(kept map[overlay.NodeID]string) error {
@@ -372,6 +393,11 @@ func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []
 
 func (c controlOf) Refill(ctx context.Context, network overlay.NetworkID) (agent.Grant, error) {
 	g, err := c.client.Grant(ctx, api.GrantRequest{Network: string(network), Spare: c.facts().Level >= 2})
+	return agent.Grant(g), err
+}
+
+func (c controlOf) Enter(ctx context.Context, network overlay.NetworkID) (agent.Grant, error) {
+	g, err := c.client.Grant(ctx, api.GrantRequest{Network: string(network), Bare: true})
 	return agent.Grant(g), err
 }
 

@@ -4,10 +4,13 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
+	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/local"
 	"github.com/heddle-net/heddle/overlay/plan"
@@ -21,6 +24,9 @@ var _ local.Node = node{}
 
 // Attach passes an attach on to the agent.
 func (n node) Attach(ctx context.Context, r overlay.AttachRequest) (reply overlay.AttachReply, err error) {
+	if r.Health.Kind == overlay.HealthCmd && !byRoot(ctx) {
+		return reply, overlay.Errorf(overlay.Denied, "the health command of %s would run as root: only root may name one; attach it as root, or have it probed by tcp or http", r.Name)
+	}
 	m, err := n.joined()
 	if err != nil {
 		return reply, err
@@ -29,12 +35,12 @@ func (n node) Attach(ctx context.Context, r overlay.AttachRequest) (reply overla
 }
 
 // Detach passes a detach on to the agent.
-func (n node) Detach(ctx context.Context, name, network string) error {
+func (n node) Detach(ctx context.Context, r overlay.DetachRequest) (reply overlay.DetachReply, err error) {
 	m, err := n.joined()
 	if err != nil {
-		return err
+		return reply, err
 	}
-	return m.agent.Detach(ctx, name, network)
+	return m.agent.Detach(ctx, r)
 }
 
 // Endpoints are this node's own.
@@ -46,13 +52,31 @@ func (n node) Endpoints(ctx context.Context) ([]overlay.Endpoint, error) {
 	return m.agent.Endpoints(ctx)
 }
 
+// Resolve answers from the names that this node knows.
+func (n node) Resolve(ctx context.Context, r overlay.ResolveRequest) (reply overlay.ResolveReply, err error) {
+	m, err := n.joined()
+	if err != nil {
+		return reply, err
+	}
+	return m.agent.Resolve(ctx, r)
+}
+
+// RotateKeys replaces this node's WireGuard keys.
+func (n node) RotateKeys(ctx context.Context) error {
+	m, err := n.joined()
+	if err != nil {
+		return err
+	}
+	return m.tunnels.Rotate(ctx)
+}
+
 // Cluster passes a request on to a manager.
 func (n node) Cluster(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
 	m, err := n.joined()
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := m.waits(method, path); err != nil {
+	if err := m.waits(method, path, body); err != nil {
 		return 0, nil, err
 	}
 	resp, err := m.client.Do(ctx, method, path, body)
@@ -68,19 +92,26 @@ func (n node) Cluster(ctx context.Context, method, path string, body []byte) (in
 }
 
 // waits refuses a change that a manager may not know, and would call unknown.
-func (m *member) waits(method, path string) error {
-	doing := ""
+func (m *member) waits(method, path string, body []byte) error {
+	doing, level := "", 2
 	switch {
-	case method != http.MethodPatch || m.facts().Level >= 2:
-	case path == "/v1/cluster":
+	case method == http.MethodPatch && path == "/v1/cluster":
 		doing = "adding an address pool"
-	case strings.HasPrefix(path, "/v1/networks/"):
+	case method == http.MethodPatch && strings.HasPrefix(path, "/v1/networks/"):
 		doing = "updating a network"
+	case method == http.MethodPost && path == "/v1/networks":
+		var s overlay.NetworkSpec
+		if json.Unmarshal(body, &s) == nil && s.Encrypted { // a manager that doesn't know it makes a plain one
+			doing, level = "making an encrypted network", 3
+		}
 	}
-	if behind := m.behind(2); doing != "" && len(behind) > 0 {
-		return overlay.Waits(doing, 2, behind)
+	if doing == "" || m.facts().Level >= level {
+		return nil
 	}
-	return nil
+	if behind := m.behind(level); len(behind) > 0 {
+		return overlay.Waits(doing, level, behind)
+	}
+	return overlay.Errorf(overlay.Unavailable, "%s needs feature level %d, which the managers agree on in a moment; try again", doing, level)
 }
 
 // behind names the managers that don't read a feature level.
@@ -96,5 +127,31 @@ func (n node) Here(row *overlay.NetworkRow) {
 	}
 	if def, mtu, ok := m.agent.Network(row.ID); ok {
 		row.Namespace, row.Bridge, row.Device, row.MTU = def.NamespaceName(), plan.BridgeName, plan.DeviceName, mtu
+	}
+}
+
+// Count completes rows of services with what this node's workloads have begun by their addresses. Of
+// a workload that has just gone there is nothing to count.
+func (n node) Count(all []overlay.ServiceRow) {
+	rows := map[string]*overlay.ServiceRow{}
+	for i := range all {
+		rows[string(all[i].ID)] = &all[i]
+	}
+	for _, b := range n.loop.Wanted().Balancers {
+		b.VIPs = slices.DeleteFunc(slices.Clone(b.VIPs), func(v *datapath.VIP) bool { return rows[v.Service] == nil })
+		if len(b.VIPs) == 0 {
+			continue
+		}
+		traffic, err := n.kernel.Traffic(b)
+		if err != nil {
+			n.log.Debug("count what a workload sends to services", "namespace", b.NS.Path, "err", err)
+			continue
+		}
+		for _, t := range traffic {
+			backends := rows[t.Service].Backends
+			if i := slices.IndexFunc(backends, func(r overlay.BackendRow) bool { return slices.Contains(r.IPs, t.Backend) }); i >= 0 {
+				backends[i].Connections += t.Flows
+			}
+		}
 	}
 }

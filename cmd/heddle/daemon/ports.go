@@ -25,6 +25,8 @@ func (d *Daemon) free(at store.Addresses, dataPath uint16) error {
 		{datapath.Port{Proto: "tcp", Port: d.cfg.ControlPort}, at.Listen, inFile("control-port")},
 		{datapath.Port{Proto: "tcp", Port: d.cfg.GossipPort}, at.Listen, inFile("gossip-port")},
 		{datapath.Port{Proto: "udp", Port: d.cfg.GossipPort}, at.Listen, inFile("gossip-port")},
+		{datapath.Port{Proto: "udp", Port: d.cfg.WireGuardPorts()[0]}, at.Local(), inFile("wireguard-port")},
+		{datapath.Port{Proto: "udp", Port: d.cfg.WireGuardPorts()[1]}, at.Local(), inFile("wireguard-port")},
 		{datapath.Port{Proto: "udp", Port: dataPath}, at.Local(), "make the cluster with another --data-path-port"},
 	} {
 		err := try(p.Proto, netip.AddrPortFrom(p.where, p.Port.Port).String())
@@ -32,7 +34,7 @@ func (d *Daemon) free(at store.Addresses, dataPath uint16) error {
 		if err != nil {
 			by = d.kernel.Program(p.Port)
 		}
-		if err == nil || by == "" && p.Port.Port == dataPath {
+		if err == nil || by == "" && p.Port == (datapath.Port{Proto: "udp", Port: dataPath}) {
 			continue
 		}
 		return overlay.Errorf(overlay.InUse, "port %d/%s is taken by %s (%w); stop that, or %s", p.Port.Port, p.Proto, cmp.Or(by, "somebody"), err, p.instead)

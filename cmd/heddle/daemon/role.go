@@ -170,9 +170,17 @@ func (o observer) Record(id overlay.NodeID) (r overlay.NodeRecord, ok bool) {
 }
 
 // Claims are a network's endpoint records.
-func (o observer) Claims(id overlay.NetworkID) []overlay.Claim {
+func (o observer) Claims(id overlay.NetworkID) []*overlay.Claim {
 	if g := o.m.gossip.Load(); g != nil {
 		return g.Claims(id)
+	}
+	return nil
+}
+
+// Suspended are the nodes that gossip takes for dead.
+func (o observer) Suspended() map[overlay.NodeID]time.Time {
+	if g := o.m.gossip.Load(); g != nil {
+		return g.Suspended()
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ const (
 // said is what this node has said of itself.
 type said struct {
 	record overlay.NodeRecord // without its number
+	number uint64
 	at     time.Time
 }
 
@@ -45,8 +46,9 @@ func (m *member) describe() (r overlay.NodeRecord, row overlay.Node, err error) 
 	}
 	r = overlay.NodeRecord{
 		V: 1, Place: f.Place, Node: id.Node, Name: row.Name, MTU: mtu, Routes: routes[:min(len(routes), overlay.MaxRoutes)], Hello: m.d.hello(),
-		Control: netip.AddrPortFrom(m.at.Advertise, m.d.cfg.ControlPort),
-		Gossip:  netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
+		WireGuard: m.tunnels.Says(),
+		Control:   netip.AddrPortFrom(m.at.Advertise, m.d.cfg.ControlPort),
+		Gossip:    netip.AddrPortFrom(m.at.Advertise, m.d.cfg.GossipPort),
 	}
 	if m.at.DataPath.Is4() {
 		r.DataPath4 = m.at.DataPath
@@ -56,33 +58,63 @@ func (m *member) describe() (r overlay.NodeRecord, row overlay.Node, err error) 
 	return r, row, nil
 }
 
-// state signs a description under the next number.
-func (m *member) state(r overlay.NodeRecord, row overlay.Node) (overlay.SignedNode, error) {
-	m.said = said{r, time.Now()}
-	var err error
-	if r.Number, err = m.d.store.NextNumber(); err != nil {
-		return overlay.SignedNode{}, err
+// tell states a description under the next number, which is above another. With stating locked, or
+// before others run.
+func (m *member) tell(r overlay.NodeRecord, row overlay.Node, above uint64) error {
+	number, err := m.d.store.NextNumber(max(m.said.number, above))
+	switch {
+	case number == 0:
+		return err
+	case err != nil:
+		// The disk may be full, and others must learn where this node is all the same. Should the number
+		// come again after the next start, with something else under it, they say so.
+		m.log.Error("keep the number of this node's record; it goes on with one of which the disk knows nothing", "err", err)
 	}
+	m.said = said{r, number, time.Now()}
+	r.Number = number
 	s, err := overlay.Sign(overlay.DomainNodeRecord, m.cred.Identity().Key, r)
-	return overlay.SignedNode{Identity: row.Identity, Record: s}, err
+	if err != nil {
+		return err
+	}
+	return m.gossip.Load().SetSelf(overlay.SignedNode{Identity: row.Identity, Record: s})
 }
 
-// restate tells the others what has changed in this node, if anything has.
-func (m *member) restate() error {
+// outdo states this node anew when others hold a record of it that it does not remember.
+func (m *member) outdo(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case number := <-m.gossip.Load().Surpassed():
+			if err := m.restate(number); err != nil {
+				m.log.Error("state this node anew", "above", number, "err", err)
+			}
+		}
+	}
+}
+
+// restate tells the others what has changed in this node, if anything has, and says it again where
+// they hold a record that it does not remember, with a number that it has not passed.
+func (m *member) restate(theirs uint64) error {
+	m.stating.Lock()
+	defer m.stating.Unlock()
 	r, row, err := m.describe()
-	if err != nil || reflect.DeepEqual(r, m.said.record) {
+	if err != nil {
 		return err
+	}
+	if theirs >= m.said.number {
+		m.log.Warn("others hold another record of this node than it remembers; was its disk set back? it states itself anew", "theirs", theirs, "own", m.said.number)
+		return m.tell(r, row, theirs)
+	}
+	if reflect.DeepEqual(r, m.said.record) {
+		return nil
 	}
 	before := m.said.record
 	before.Routes = r.Routes
 	if reflect.DeepEqual(r, before) && time.Since(m.said.at) < routesEvery {
 		return nil
 	}
-	s, err := m.state(r, row)
-	if err != nil {
-		return err
-	}
-	return m.gossip.Load().SetSelf(s)
+	return m.tell(r, row, 0)
 }
 
 // watchHost keeps what this node says of itself true while the host's addresses change.
@@ -113,7 +145,7 @@ func (d *Daemon) look() {
 	if err == nil && at != m.at {
 		err = d.move(m, at)
 	} else if err == nil {
-		err = m.restate()
+		err = m.restate(0)
 	}
 	if err != nil {
 		d.log.Error("follow the host's addresses; trying again", "err", err)

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
+	"github.com/heddle-net/heddle/overlay/plan"
 )
 
 // Status is this node's own view. It asks nobody.
@@ -36,6 +38,9 @@ func (d *Daemon) Status(ctx context.Context) (s overlay.Status, err error) {
 		{Port: d.cfg.GossipPort, Proto: "tcp+udp", Use: "gossip"},
 		{Port: f.Params.DataPathPort, Proto: "udp", Use: "data path (VXLAN)"},
 	}
+	for _, p := range d.cfg.WireGuardPorts() {
+		s.Ports = append(s.Ports, overlay.PortStatus{Port: p, Proto: "udp", Use: "encrypted networks (WireGuard)"})
+	}
 	s.Managers = m.managers(f)
 	s.Peers = append(s.Peers, m.gossip.Load().Peers()...)
 	eps, err := m.agent.Endpoints(ctx)
@@ -48,7 +53,7 @@ func (d *Daemon) Status(ctx context.Context) (s overlay.Status, err error) {
 		networks[e.NetworkID] = true
 	}
 	s.Networks = len(networks)
-	d.count(m, s.Counters)
+	d.count(m, eps, s.Counters)
 	s.Problems = d.problems(m, s, member)
 	return s, nil
 }
@@ -65,14 +70,43 @@ func (m *member) managers(f *overlay.Facts) []overlay.ManagerStatus {
 }
 
 // count gathers what was refused, dropped and repaired.
-func (d *Daemon) count(m *member, into map[string]uint64) {
+func (d *Daemon) count(m *member, eps []overlay.Endpoint, into map[string]uint64) {
 	maps.Copy(into, m.gossip.Load().Counters())
 	for kind, n := range d.loop.Status().Drift {
 		into["drift repaired: "+kind] = n
 	}
-	if dropped, err := d.kernel.Denied(); err == nil {
-		into["frames dropped: not from a participant"] = dropped
+	if received, sent, err := d.kernel.Denied(); err == nil {
+		into["frames dropped: not from a participant"] = received
+		into["frames dropped: VXLAN from a program of this host"] = sent
 	}
+	d.countForged(eps, into)
+}
+
+// countForged adds what workloads have sent that is not theirs to send.
+func (d *Daemon) countForged(eps []overlay.Endpoint, into map[string]uint64) {
+	dropped := map[datapath.NS]map[string]map[datapath.Forgery]uint64{}
+	for _, e := range eps {
+		ns := datapath.Namespace{Name: overlay.Network{ID: e.NetworkID}.NamespaceName()}.NS()
+		if _, asked := dropped[ns]; !asked {
+			dropped[ns], _ = d.kernel.Dropped(ns) // nothing where the network does not stand
+		}
+		for kind, n := range dropped[ns][plan.PortName(e.ID)] {
+			if n > 0 {
+				into[fmt.Sprintf("frames dropped: forged by %s in %s (%s)", e.Name, e.NetworkName, kind)] = n
+			}
+		}
+	}
+}
+
+// ports are the UDP ports that frames come in by.
+func (m *member) ports() []uint16 {
+	ports := []uint16{m.facts().Params.DataPathPort}
+	for _, n := range m.facts().Networks {
+		if n.Encrypted {
+			return append(ports, m.d.cfg.WireGuardPorts()...)
+		}
+	}
+	return ports
 }
 
 // problems are what an operator should look at, each with what to do.
@@ -101,11 +135,15 @@ func (d *Daemon) problems(m *member, s overlay.Status, member bool) (out []strin
 		}
 	}
 	if s.Networks > 0 {
-		out = append(out, kernelState{d.kernel, d.loop}.Obstacles(m.facts().Params.DataPathPort, true)...)
+		out = append(out, kernelState{d.kernel, d.loop, d.balance}.Obstacles(true, m.ports()...)...)
 	}
 	errs := d.loop.Status().Errors
 	for _, owner := range slices.Sorted(maps.Keys(errs)) {
 		out = append(out, strings.ReplaceAll(errs[owner].Error(), "\n", "; "))
 	}
-	return out
+	var services []string
+	for ns, err := range d.balance.Errs() {
+		services = append(services, fmt.Sprintf("workloads in %s do not reach services by their addresses: %s", ns, strings.ReplaceAll(err.Error(), "\n", "; ")))
+	}
+	return append(out, slices.Sorted(slices.Values(services))...)
 }
