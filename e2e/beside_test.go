@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/heddle-net/heddle/e2e/cluster"
 	"github.com/heddle-net/heddle/e2e/lab"
@@ -32,8 +33,8 @@ func TestOthersVXLANOnTheSamePort(t *testing.T) {
 			"ip route add 10.244.%d.0/24 via 10.244.%d.0 dev flannel.1 onlink",
 			i+1, h.Addr(), i+1, 2-i, peer.Addr(), 2-i, 2-i, 2-i, 2-i))
 	}
-	swarm := w.streamBy(a, netip.MustParseAddr("10.250.0.2"), func(args []string) []string { return in("swarm", args) })
-	flannel := w.streamBy(b, netip.MustParseAddr("10.244.1.0"), func(args []string) []string { return args })
+	swarm := w.streamBy(a, 10*time.Millisecond, []netip.Addr{netip.MustParseAddr("10.250.0.2")}, func(args []string) []string { return in("swarm", args) })
+	flannel := w.streamBy(b, 10*time.Millisecond, []netip.Addr{netip.MustParseAddr("10.244.1.0")}, func(args []string) []string { return args })
 	w.ok(a, "init", "--advertise-addr", a.Addr().String())
 	w.ok(b, "join", a.Addr().String(), "--token", w.ok(a, "token", "create", "worker", "-q"))
 	w.ok(a, "network", "create", "net", "--ipv6")

@@ -32,6 +32,7 @@ func (w world) smallDisk(h *lab.Host) (full, free func()) {
 // A worker whose disk is full refuses what it could not remember, whole, and keeps what stands:
 // traffic, names, its answers. With room again it goes on by itself.
 func TestAWorkersDiskIsFull(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 2})
 	m, a, b := w.Host(1), w.Host(2), w.Host(3)
 	full, free := w.smallDisk(b)
@@ -61,6 +62,19 @@ func TestAWorkersDiskIsFull(t *testing.T) {
 	w.reaches(a, "a", e)
 	w.ok(b, "status")
 	w.ok(b, "network", "ls")
+	if err := errors.Join(b.StopDaemon(), b.StartDaemon()); err != nil { // it comes up on such a disk as well
+		t.Fatal(err)
+	}
+	if err := w.SetMTU(b, 1400); err != nil {
+		t.Fatal(err)
+	}
+	w.soon(5*time.Second, "others know of it what it could not write", func(ctx context.Context) error {
+		out, err := a.Output(ctx, in("a", []string{"cat", "/sys/class/net/eth0/mtu"})...)
+		if err == nil && strings.TrimSpace(out) != "1350" {
+			err = fmt.Errorf("the MTU is %s, want 1350", strings.TrimSpace(out))
+		}
+		return err
+	})
 	free()
 	w.reaches(a, "a", w.attach(b, name, "net"))
 	done()
@@ -69,6 +83,7 @@ func TestAWorkersDiskIsFull(t *testing.T) {
 // A manager whose disk is full stops being one and says so; the others take over, and its own
 // workloads go on. With room again a restart makes it a manager as before.
 func TestAManagersDiskIsFull(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := startHosts(t, cluster.Config{Managers: 3})
 	m := w.Host(1)
 	full, free := w.smallDisk(m)

@@ -54,9 +54,10 @@ func (w world) fetches(h *lab.Host, workload, host string) (string, error) {
 	return h.Output(w.t.Context(), in(workload, probe.Args("fetch", "-timeout", "1s", "http://"+host+"/"))...)
 }
 
-// sh runs a line of shell on a host.
+// sh runs a line of shell on a host, which is not as before then.
 func (w world) sh(h *lab.Host, line string) {
 	w.t.Helper()
+	w.touch(h)
 	if err := h.Run(w.t.Context(), "sh", "-c", line); err != nil {
 		w.t.Fatal(err)
 	}
@@ -195,6 +196,7 @@ func TestBesideDocker(t *testing.T) {
 // docker runs a dockerd on a host and waits for it.
 func (w world) docker(h *lab.Host) {
 	w.t.Helper()
+	w.touch(h)
 	p, err := h.Start(lab.Command{Args: []string{"sh", "-c", "mount -t tmpfs none /sys/fs/cgroup; exec dockerd --storage-driver vfs >/run/docker.log 2>&1"}})
 	if err != nil {
 		w.t.Fatal(err)
@@ -211,6 +213,7 @@ func (w world) docker(h *lab.Host) {
 // Other people's firewalls: attach names the chain that forbids egress or reach, and what to
 // type; typed, it works.
 func TestOtherFirewalls(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w, a, server := outside(t)
 	w.ok(a, "network", "create", "net")
 	w.attach(server, "peer", "net")

@@ -128,6 +128,10 @@ func TestTheHostIsAnEndpoint(t *testing.T) {
 	}
 	w.reaches(a, "near", host)
 	w.reaches(b, "far", host)
+	w.attach(a, "stranger", w.network(a))
+	if w.ping(a, "stranger", far.IPv4.Addr()) == nil {
+		t.Error("a workload of another network reaches one through the host, which is in its network")
+	}
 	if after, _ := a.Output(t.Context(), "ip", "route", "show", "default"); after != before {
 		t.Errorf("its default route was %q, and is %q", before, after)
 	}

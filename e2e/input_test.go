@@ -57,6 +57,7 @@ func TestBadInput(t *testing.T) {
 		{"an address that is none", 2, "attach a --network " + net + " --ip 10.1", []string{"10.1"}},
 		{"an IPv6 address in an IPv4 network", 1, "attach a --network " + net + " --ip6 fd00::7", []string{"fd00::7|IPv6"}},
 		{"a group MAC", 2, "attach a --network " + net + " --mac 01:00:5e:00:00:01", []string{"01:00:5e:00:00:01"}},
+		{"the gateway's MAC", 1, "attach a --network " + net + " --mac 02:68:65:64:00:01", []string{"gateway"}},
 		{"a namespace that does not exist", 1, "attach a --network " + net + " --netns /run/netns/none", []string{"/run/netns/none"}},
 		{"a file that is no namespace", 1, "attach a --network " + net + " --netns /etc/hostname", []string{"/etc/hostname"}},
 		{"a process that does not exist", 1, "attach a --network " + net + " --pid 999999", []string{"999999"}},

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ func founded(t *testing.T, cfg lab.Config) (w world, m, late *lab.Host, token st
 // A node that the others could not reach is not taken in: each port is named, with the direction
 // and what to type; typed, the same join works.
 func TestJoinDialsBack(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w, m, late, _ := founded(t, lab.Config{})
 	join := []string{"join", m.Addr().String(), "--token", w.ok(m, "token", "create", "manager", "-q")} // good for one use
 	for _, tc := range []struct {
@@ -48,9 +50,12 @@ func TestJoinDialsBack(t *testing.T) {
 				line := "n1 → this node, " + late.Addr().String() + " " + p
 				if got := strings.Contains(said, line); got != strings.Contains(strings.Join(tc.ports, " "), p) {
 					t.Errorf("%s is named: %v, in %q", p, got, said)
-				} else if got && !strings.Contains(said, port[1]+" dport "+port[0]+" accept") {
+				} else if mend := "nft delete rule inet wall in handle "; got && !strings.Contains(said, mend) && !strings.Contains(said, port[1]+" dport "+port[0]+" accept") {
 					t.Errorf("nobody says how to open %s: %q", p, said)
 				}
+			}
+			if named := strings.Contains(said, "a rule in the chain `inet wall in` drops"); named == (tc.name == "all") {
+				t.Errorf("the rule is named: %v, in %q", named, said)
 			}
 			if out := w.ok(m, "node", "ls", "-q"); strings.Contains(out, "\n") {
 				t.Errorf("it left a row: %q", out)
@@ -65,7 +70,39 @@ func TestJoinDialsBack(t *testing.T) {
 	t.Logf("joined in %s", time.Since(begin).Round(time.Millisecond))
 }
 
+// Of nodes that join at the same time each is in contact with a manager when its join returns, and not
+// only with others that know as little.
+func TestJoinTogether(t *testing.T) {
+	w := start(t, cluster.Config{Managers: 1, Spare: 6})
+	token := w.ok(w.Host(1), "token", "create", "worker", "-q")
+	var all sync.WaitGroup
+	for _, h := range w.Spare() {
+		all.Go(func() {
+			if err := w.Join(t.Context(), h, token); err != nil {
+				t.Error(err)
+				return
+			}
+			out, err := w.Do(t.Context(), h, "status", "--format", "{{range .Peers}}{{.Name}} {{.State}},{{end}}")
+			if err != nil || !strings.Contains(out, "n1 alive") {
+				t.Errorf("%s has joined and knows %q, %v", h.Name(), out, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // A chain with a policy is named together with the rule that opens it.
+// A manager dials back by the data path's port also where its own programs are kept from forging
+// what comes by it. Of what is sent half would look like a frame of ours.
+func TestJoinAtAManagerWithWorkloads(t *testing.T) {
+	w, m, late, token := founded(t, lab.Config{})
+	w.attach(m, "web", w.network(m))
+	for range 4 {
+		w.ok(late, "join", m.Addr().String(), "--token", token)
+		w.ok(late, "leave")
+	}
+}
+
 func TestJoinNamesTheChain(t *testing.T) {
 	w, m, late, token := founded(t, lab.Config{})
 	w.sh(late, "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; iptables-nft -A INPUT -i lo -j ACCEPT")

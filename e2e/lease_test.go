@@ -117,7 +117,8 @@ func (w world) gap(h *lab.Host, workload string, to netip.Addr) func() time.Dura
 		_ = p.Signal(2)
 		_ = p.Wait(w.t.Context()) // some had no answer
 		b, _ := os.ReadFile(said.Name())
-		_, text, _ := strings.Cut(strings.TrimSpace(string(b)), "longest gap ")
+		_, text, _ := strings.Cut(string(b), "longest gap ")
+		text, _, _ = strings.Cut(text, "\n")
 		gap, err := time.ParseDuration(text)
 		if err != nil {
 			w.t.Fatalf("the probe said %q", b)

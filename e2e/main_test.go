@@ -39,34 +39,37 @@ func TestMain(m *testing.M) {
 type world struct {
 	*cluster.Cluster
 	t *testing.T
+	*judges
 }
 
 // start makes a cluster of the test's own.
 func start(t *testing.T, cfg cluster.Config) world {
 	t.Helper()
-	return begin(t, cfg, cluster.New)
+	w := startHosts(t, cfg)
+	if err := w.Form(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
 }
 
 // startHosts is start without init and joins.
 func startHosts(t *testing.T, cfg cluster.Config) world {
 	t.Helper()
-	return begin(t, cfg, cluster.NewHosts)
-}
-
-func begin(t *testing.T, cfg cluster.Config, newCluster func(context.Context, string, cluster.Config) (*cluster.Cluster, error)) world {
-	t.Helper()
 	needRoot(t)
-	c, err := newCluster(t.Context(), t.Name(), cfg)
+	c, err := cluster.NewHosts(t.Context(), t.Name(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{c, t}
+	w := world{c, t, newJudges()}
 	t.Cleanup(func() {
+		w.judge()
+		w.leave()
 		w.logs()
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+	w.takeStock()
 	return w
 }
 
@@ -115,8 +118,11 @@ func common(t *testing.T) world {
 	if shared.err != nil {
 		t.Fatal("the common cluster:", shared.err)
 	}
-	w := world{shared.c, t}
-	t.Cleanup(w.logs)
+	w := world{shared.c, t, newJudges()}
+	t.Cleanup(func() {
+		w.judge()
+		w.logs()
+	})
 	return w
 }
 
@@ -175,6 +181,7 @@ func (w world) network(h *lab.Host, flags ...string) string {
 	name = strings.TrimLeft(name, "-")
 	w.ok(h, append([]string{"network", "create", name}, flags...)...)
 	w.t.Cleanup(func() {
+		w.judge()
 		err := cluster.Eventually(context.Background(), 5*time.Second, func(ctx context.Context) error {
 			_, err := w.Do(ctx, h, "network", "rm", name)
 			return err
@@ -190,7 +197,10 @@ func (w world) network(h *lab.Host, flags ...string) string {
 func (w world) attach(h *lab.Host, name, network string, flags ...string) cluster.Endpoint {
 	w.t.Helper()
 	w.ok(h, append([]string{"attach", name, "--network", network}, flags...)...)
-	w.t.Cleanup(func() { _, _ = w.Do(context.Background(), h, "detach", name) })
+	w.t.Cleanup(func() {
+		w.judge()
+		_, _ = w.Do(context.Background(), h, "detach", name)
+	})
 	e := w.endpoint(h, name)
 	if e.Name == "" {
 		w.t.Fatalf("%s does not list %s, which it has attached", h.Name(), name)
@@ -217,8 +227,12 @@ func in(workload string, args []string) []string {
 }
 
 // ping sends one echo request from a workload; its answer must come within a second.
-func (w world) ping(h *lab.Host, workload string, to netip.Addr) error {
-	return h.Run(w.t.Context(), in(workload, probe.Args("ping", to.String()))...)
+func (w world) ping(h *lab.Host, workload string, to ...netip.Addr) error {
+	args := []string{}
+	for _, a := range to {
+		args = append(args, a.String())
+	}
+	return h.Run(w.t.Context(), in(workload, probe.Args("ping", args...))...)
 }
 
 // reaches fails the test unless the first packet to each address is answered.
@@ -249,20 +263,24 @@ func (w world) soon(d time.Duration, what string, step func(context.Context) err
 }
 
 // stream starts echo requests every 10 ms from a workload. The function that it returns
-// ends them and fails the test when one had no answer.
-func (w world) stream(h *lab.Host, workload string, to netip.Addr) func() {
+// ends them and fails the test when one had no answer, with the times of those.
+func (w world) stream(h *lab.Host, workload string, to ...netip.Addr) func() {
 	w.t.Helper()
-	return w.streamBy(h, to, func(args []string) []string { return in(workload, args) })
+	return w.streamBy(h, 10*time.Millisecond, to, func(args []string) []string { return in(workload, args) })
 }
 
-// streamBy is stream for any command line.
-func (w world) streamBy(h *lab.Host, to netip.Addr, in func(args []string) []string) func() {
+// streamBy is stream at any interval and for any command line.
+func (w world) streamBy(h *lab.Host, every time.Duration, to []netip.Addr, in func(args []string) []string) func() {
 	w.t.Helper()
 	errs, err := os.CreateTemp(w.t.TempDir(), "ping")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p, err := h.Start(lab.Command{Args: in(probe.Args("ping", "-c", "0", "-i", "10ms", to.String())), Stdout: errs, Stderr: errs})
+	args := []string{"-c", "0", "-i", every.String()}
+	for _, a := range to {
+		args = append(args, a.String())
+	}
+	p, err := h.Start(lab.Command{Args: in(probe.Args("ping", args...)), Stdout: errs, Stderr: errs})
 	if err != nil {
 		w.t.Fatal(err)
 	}

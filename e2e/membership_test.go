@@ -15,6 +15,7 @@ import (
 )
 
 func TestTokens(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := startHosts(t, cluster.Config{Managers: 1, Spare: 2})
 	h, a, b := w.Host(1), w.Host(2), w.Host(3)
 	addr := h.Addr().String()
@@ -68,6 +69,7 @@ func TestATokenOfAnotherClusterIsRefused(t *testing.T) {
 }
 
 func TestAManagerThatIsNotThereIsNamed(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := startHosts(t, cluster.Config{Managers: 1, Spare: 1})
 	w.ok(w.Host(1), "init", "--advertise-addr", w.Host(1).Addr().String())
 	token := w.ok(w.Host(1), "token", "create", "worker", "-q")
@@ -88,9 +90,7 @@ func TestAManagerThatIsNotThereIsNamed(t *testing.T) {
 func TestTwoAddressesToChooseFrom(t *testing.T) {
 	w := startHosts(t, cluster.Config{Managers: 1})
 	h := w.Host(1)
-	if err := h.Run(t.Context(), "ip", "addr", "add", "172.20.0.7/24", "dev", "eth0"); err != nil {
-		t.Fatal(err)
-	}
+	w.sh(h, "ip addr add 172.20.0.7/24 dev eth0")
 	_, err := w.Do(t.Context(), h, "init")
 	e, ok := err.(*lab.ExitError)
 	if !ok {
@@ -112,6 +112,7 @@ func TestInitTakesTheOnlyAddress(t *testing.T) {
 }
 
 func TestNodesComeAndGo(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := start(t, cluster.Config{Managers: 3, Workers: 2})
 	m, leaver, lost := w.Host(1), w.Host(4), w.Host(5)
 	net := w.network(m)
@@ -158,6 +159,7 @@ func TestNodesComeAndGo(t *testing.T) {
 // A running node that is removed by force tears its overlays down, also when it is killed before
 // it has: its daemon starts again, and the node can leave and join anew.
 func TestARemovedNodeStartsAndLeaves(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := start(t, cluster.Config{Managers: 1, Workers: 1})
 	m, out := w.Host(1), w.Host(2)
 	net := w.network(m)
@@ -194,6 +196,7 @@ func TestARemovedNodeStartsAndLeaves(t *testing.T) {
 // A node that gets no certificate for its new role, since no manager answers for a while, goes on
 // trying: in an idle cluster there are no newer facts to remind it.
 func TestAPromotionOutlivesSilentManagers(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	w := start(t, cluster.Config{Managers: 1, Workers: 1})
 	m, b := w.Host(1), w.Host(2)
 	w.sh(b, `nft 'add table inet silent; add chain inet silent out { type filter hook output priority 0; }; add rule inet silent out tcp dport 5377 ct state new drop'`)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -24,9 +25,10 @@ import (
 // landing moves it on, to the last commit of the one before. What waits for a feature level is
 // looked at while that commit has a lower one than this build.
 const (
-	previous      = "44577c4e815df6901996d36793b101684d2358a1"
-	previousLevel = 1
-	level         = 2 // of this build
+	previous      = "6af64002bcfa7e5520d3e66c38907793711788d0"
+	previousLevel = 2
+	level         = 4 // of this build
+	sealedLevel   = 3 // with which encrypted networks came in
 )
 
 // build makes the program of a commit, as the Makefile does, and returns its file.
@@ -105,7 +107,7 @@ func TestMixedVersions(t *testing.T) {
 
 	w.upgrade(leader)
 	w.soon(10*time.Second, "the new feature level comes by itself", func(ctx context.Context) error {
-		_, err := w.Do(ctx, worker, "network", "update", "blue", "--label", "upgraded=yes")
+		_, err := w.Do(ctx, worker, "network", "create", "sealed", "--encrypted")
 		return err
 	})
 	for _, h := range w.Hosts()[:5] {
@@ -137,6 +139,8 @@ func TestMixedVersions(t *testing.T) {
 	if previousLevel < level {
 		w.refused(w.Host(1), 1, behind, "node", "promote", "n6")
 	}
+	w.upgrade(last)
+	w.meet("an old worker of new managers goes over", w.Hosts())
 	w.end()
 	quiet()
 }
@@ -150,7 +154,7 @@ func (w *upgrading) churn(hosts []*lab.Host) {
 		busy := &sync.Mutex{}
 		w.busy[h] = busy
 		all.Go(func() {
-			tick := time.NewTicker(100 * time.Millisecond)
+			tick := time.NewTicker(500 * time.Millisecond)
 			defer tick.Stop()
 			for i := 0; ctx.Err() == nil; i++ {
 				busy.Lock()
@@ -227,22 +231,29 @@ func (w *upgrading) split() (leader *lab.Host, followers []*lab.Host) {
 }
 
 // meet fails the test unless a new workload on each host reaches, and is reached by, those that
-// stand on all hosts from the start. It stays: the build before did not tell workloads when an
-// address that they had met went to another.
+// stand on all hosts from the start. It stays: nobody who has met its address is told when, a while
+// after it went, another takes it.
 func (w *upgrading) meet(stage string, hosts []*lab.Host) {
 	w.t.Helper()
 	begin := time.Now()
 	w.stage++
+	stands := map[*lab.Host]cluster.Endpoint{}
+	var all []netip.Addr
+	for _, h := range hosts {
+		stands[h] = w.endpoint(h, "w-"+h.Name())
+		all = append(all, stands[h].IPv4.Addr())
+	}
 	for _, h := range hosts {
 		name := fmt.Sprintf("s%d-%s", w.stage, h.Name())
 		w.ok(h, "attach", name, "--network", "blue")
 		e := w.endpoint(h, name)
-		for _, other := range hosts {
-			stands := w.endpoint(other, "w-"+other.Name())
-			w.soon(5*time.Second, stage, func(context.Context) error { // who was too busy to acknowledge is named, and follows
-				return errors.Join(w.ping(h, e.Name, stands.IPv4.Addr()), w.ping(other, stands.Name, e.IPv4.Addr()))
-			})
-		}
+		w.soon(5*time.Second, stage, func(context.Context) error { // who was too busy to acknowledge is named, and follows
+			err := w.ping(h, e.Name, all...)
+			for _, other := range hosts {
+				err = errors.Join(err, w.ping(other, stands[other].Name, e.IPv4.Addr()))
+			}
+			return err
+		})
 	}
 	var rows []cluster.Node
 	w.decode(hosts[0], &rows, "node", "ls", "--format", "json")
@@ -259,14 +270,16 @@ func (w *upgrading) waits(h *lab.Host, managers ...string) {
 	if previousLevel == level {
 		return
 	}
-	words := []string{fmt.Sprint("feature level ", level), "upgrade heddle there"}
+	words := []string{"upgrade heddle there"}
 	for _, name := range managers {
 		words = append(words, fmt.Sprintf(`%s \(heddle %s, reads level %d\)`, name, previous[:7], previousLevel))
 	}
-	w.refused(h, 1, words, "network", "update", "blue", "--label", "upgraded=no")
+	if previousLevel < sealedLevel {
+		w.refused(h, 1, append([]string{fmt.Sprint("feature level ", sealedLevel)}, words...), "network", "create", "sealed", "--encrypted")
+	}
 	var s cluster.Status
 	w.decode(h, &s, "status", "--format", "json")
-	for _, word := range words {
+	for _, word := range append(words, fmt.Sprint("feature level ", level)) {
 		if said := strings.Join(s.Problems, "\n"); !regexp.MustCompile(word).MatchString(said) {
 			w.t.Errorf("the status of %s does not say %q: %s", h.Name(), word, said)
 		}

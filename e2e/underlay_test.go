@@ -25,7 +25,7 @@ func TestTheUnderlayIsIPv6(t *testing.T) {
 	}
 	token := w.ok(m, "token", "create", "worker", "-q")
 	w.ok(a, "join", "["+m.Addr6().String()+"]:5377", "--token", token)
-	for _, flags := range [][]string{{"--ipv6"}, {"--ipv6", "--ipv4=false"}, {}} {
+	for _, flags := range [][]string{{"--ipv6"}, {"--ipv6", "--ipv4=false"}, {}, {"--ipv6", "--encrypted"}} {
 		net := w.network(m, flags...)
 		one, two := w.attach(m, "one", net), w.attach(a, "two", net)
 		w.reaches(m, "one", two)
@@ -76,7 +76,8 @@ func TestSubnetsOverlap(t *testing.T) {
 	a, b := w.Host(4), w.Host(5)
 	red := w.network(a, "--subnet", "10.70.0.0/24")
 	t.Run("", func(t *testing.T) {
-		w := world{w.Cluster, t}
+		w := w
+		w.t = t
 		blue := w.network(a, "--subnet", "10.70.0.0/24")
 		for net, name := range map[string]string{red: "red", blue: "blue"} {
 			w.attach(a, name+"-a", net, "--ip", "10.70.0.10")
@@ -159,9 +160,12 @@ func TestAHostGetsAnotherAddress(t *testing.T) {
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	m, a, b := w.Host(1), w.Host(2), w.Host(3)
 	net := w.network(m, "--ipv6")
+	sealed := w.network(m, "--encrypted")
 	w.attach(a, "a", net)
 	e := w.attach(b, "b", net)
 	w.attach(m, "m", net)
+	w.attach(a, "a-sealed", sealed)
+	es := w.attach(b, "b-sealed", sealed)
 	move := func(h *lab.Host, to string) {
 		t.Helper()
 		gap4, gap6 := w.gap(a, "a", e.IPv4.Addr()), w.gap(a, "a", e.IPv6.Addr())
@@ -171,6 +175,7 @@ func TestAHostGetsAnotherAddress(t *testing.T) {
 		for _, addr := range addrs(e) {
 			w.soon(5*time.Second, "answers from "+to, func(context.Context) error { return w.ping(a, "a", addr) })
 		}
+		w.soon(5*time.Second, "answers from "+to+" over WireGuard", func(context.Context) error { return w.ping(a, "a-sealed", es.IPv4.Addr()) })
 		for _, gap := range []time.Duration{gap4(), gap6()} {
 			t.Logf("%s moved to %s: no answers for %s", h.Name(), to, gap)
 			if gap > 5*time.Second {

@@ -165,7 +165,9 @@ func TestReadsWithoutManagers(t *testing.T) {
 	a := w.Host(4)
 	w.ok(a, "network", "create", "blue")
 	w.ok(a, "network", "create", "red")
-	e := w.attach(a, "one", "blue")
+	w.ok(a, "service", "create", "shop", "--network", "blue", "--vip", "10.64.0.77")
+	w.ok(a, "service", "create", "shop", "--network", "red")
+	e := w.attach(a, "one", "blue", "--service", "shop")
 	for _, h := range w.Managers()[:2] {
 		if err := h.KillDaemon(); err != nil {
 			t.Fatal(err)
@@ -186,6 +188,9 @@ func TestReadsWithoutManagers(t *testing.T) {
 		{a, []string{"endpoint", "ls", "--stale", "--format", "{{.Node}}/{{.Name}} {{.IPv4}}"}, a.Name() + "/one " + e.IPv4.String()},
 		{m, []string{"endpoint", "ls", "--stale", "--format", "{{.Node}}/{{.Name}} {{.IPv4}}"}, a.Name() + "/one " + e.IPv4.String()},
 		{a, []string{"network", "inspect", "blue", "--stale", "--format", "{{.Device}}"}, "vxlan0"},
+		{a, []string{"service", "ls", "--stale", "--format", "{{.Network}}/{{.Name}} {{.VIPs}}"}, "blue/shop [10.64.0.77]"},
+		{a, []string{"service", "ps", "shop", "--stale", "--format", "{{.Node}}/{{.Workload}} {{.Used}}"}, a.Name() + "/one true"},
+		{m, []string{"service", "ls", "--stale", "--format", "{{.Network}}/{{.Name}}"}, "blue/shop\nred/shop"},
 	} {
 		if out, err := w.within(time.Second, tc.h, tc.args...); err != nil || out != tc.want {
 			t.Errorf("%s: %v prints %q (%v), not %q", tc.h.Name(), tc.args, out, err, tc.want)

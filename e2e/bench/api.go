@@ -122,10 +122,14 @@ func (a *api) stream(ctx context.Context, path string, body, result any) error {
 // attach takes no notice of participants that have not acknowledged: its time shows them, since
 // it waits 100 ms for them.
 func (a *api) attach(ctx context.Context, name, network string) (cluster.Endpoint, error) {
+	return a.attachAs(ctx, map[string]any{"name": name, "network": network})
+}
+
+func (a *api) attachAs(ctx context.Context, request map[string]any) (cluster.Endpoint, error) {
 	var reply struct {
 		Endpoint cluster.Endpoint `json:"endpoint"`
 	}
-	err := a.stream(ctx, "/v1/attach", map[string]string{"name": name, "network": network}, &reply)
+	err := a.stream(ctx, "/v1/attach", request, &reply)
 	return reply.Endpoint, err
 }
 

@@ -64,7 +64,7 @@ func (b *bench) allFollow(ctx context.Context, ask *lab.Host) error {
 }
 
 // restart kills a worker's daemon and starts it again, as a supervisor would, while echo requests of both families go
-// to a workload there every 10 ms.
+// to a workload there every millisecond.
 func (b *bench) restart(ctx context.Context) error {
 	undo, err := b.everywhere(ctx, "restart")
 	if err != nil {
@@ -125,7 +125,7 @@ func (b *bench) restart(ctx context.Context) error {
 	b.add(figure{
 		Name: fmt.Sprintf("packets lost, daemon killed and started again %d times", b.n), Unit: "packets of a stream",
 		Want: []want{atMost(most, 0)}, Swarm: "for 26 s, or for ever*",
-		Note: fmt.Sprintf("started 100 ms after the kill; echo requests every 10 ms, one stream of each family, %d requests", all),
+		Note: fmt.Sprintf("started 100 ms after the kill; echo requests every millisecond, one stream of each family, %d requests", all),
 	}, lost)
 	b.add(figure{Name: "daemon's start → its endpoint listed as ready", Unit: "ms"}, s)
 	return undo()
@@ -156,7 +156,7 @@ func startStream(h *lab.Host, workload, to string) (*stream, error) {
 		return nil, err
 	}
 	os.Remove(out.Name())
-	args := append([]string{"ip", "netns", "exec", workload}, probe.Args("ping", "-c", "0", "-i", "10ms", to)...)
+	args := append([]string{"ip", "netns", "exec", workload}, probe.Args("ping", "-c", "0", "-i", "1ms", to)...)
 	p, err := h.Start(lab.Command{Args: args, Stdout: out, Stderr: out})
 	if err != nil {
 		out.Close()

@@ -28,6 +28,10 @@ import (
 type way struct {
 	from, to string // paths of the workloads' network namespaces
 	addr     map[family]netip.Addr
+	via      map[family]netip.Addr // an address that leads to addr; zero is addr itself
+	// processes says that processes carry the packets: what sends and receives leaves them room on
+	// all cores, and since all is slower there are a quarter of the bytes and of the pairs.
+	processes bool
 }
 
 type family string
@@ -61,26 +65,42 @@ const (
 )
 
 // stream opens a TCP connection.
-func (w way) stream(f family) (flow, error) { return w.open(f, unix.SOCK_STREAM, sendStream) }
+func (w way) stream(f family) (flow, error) {
+	if !w.processes {
+		return w.open(f, unix.SOCK_STREAM, func(out, in int) (float64, error) { return sendStream(out, in, streamBytes, pinned) })
+	}
+	return w.open(f, unix.SOCK_STREAM, func(out, in int) (float64, error) { return sendStream(out, in, streamBytes/4, anywhere) })
+}
 
 // packets opens a pair of UDP sockets.
 func (w way) packets(f family) (flow, error) { return w.open(f, unix.SOCK_DGRAM, sendBurst) }
 
 func (w way) open(f family, kind int, send func(out, in int) (float64, error)) (flow, error) {
-	out, in, err := w.sockets(w.addr[f], kind)
+	out, in, err := w.sockets(f, kind)
 	if err != nil {
 		return flow{}, fmt.Errorf("open a flow to %s: %w", w.addr[f], err)
 	}
 	return flow{out, in, send}, nil
 }
 
-func (w way) sockets(to netip.Addr, kind int) (out, in int, err error) {
-	var domain int
-	var sa unix.Sockaddr
-	if to.Is4() {
-		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: flowPort, Addr: to.As4()}
-	} else {
-		domain, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: flowPort, Addr: to.As16()}
+func sockaddr(a netip.Addr) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Port: flowPort, Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Port: flowPort, Addr: a.As16()}
+}
+
+func domainOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func (w way) sockets(f family, kind int) (out, in int, err error) {
+	domain, sa, to := domainOf(w.addr[f]), sockaddr(w.addr[f]), sockaddr(w.addr[f])
+	if via := w.via[f]; via.IsValid() {
+		to = sockaddr(via)
 	}
 	in, err = socketIn(w.to, domain, kind)
 	if err != nil {
@@ -96,7 +116,7 @@ func (w way) sockets(to netip.Addr, kind int) (out, in int, err error) {
 		unix.Close(in)
 		return 0, 0, err
 	}
-	err = unix.Connect(out, sa)
+	err = unix.Connect(out, to)
 	if err == nil && kind == unix.SOCK_STREAM {
 		listener := in
 		in, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
@@ -133,12 +153,12 @@ func socketIn(ns string, domain, kind int) (fd int, err error) {
 }
 
 // sendStream sends on one core and reads on another, until all has arrived.
-func sendStream(out, in int) (float64, error) {
+func sendStream(out, in, size int, on func(core int, step func() error) <-chan error) (float64, error) {
 	cores := cores()
 	begin := time.Now()
-	sent := pinned(cores[0], func() error {
+	sent := on(cores[0], func() error {
 		chunk := make([]byte, streamChunk)
-		for left := streamBytes; left > 0; {
+		for left := size; left > 0; {
 			n, err := unix.Write(out, chunk[:min(left, len(chunk))])
 			if err != nil && err != unix.EINTR {
 				return fmt.Errorf("write: %w", err)
@@ -147,9 +167,9 @@ func sendStream(out, in int) (float64, error) {
 		}
 		return nil
 	})
-	read := pinned(cores[len(cores)-1], func() error {
+	read := on(cores[len(cores)-1], func() error {
 		chunk := make([]byte, streamChunk)
-		for left := streamBytes; left > 0; {
+		for left := size; left > 0; {
 			n, err := unix.Read(in, chunk)
 			if n == 0 {
 				err = io.ErrUnexpectedEOF
@@ -163,7 +183,7 @@ func sendStream(out, in int) (float64, error) {
 	})
 	err := <-read
 	took := time.Since(begin)
-	return 8e-9 * streamBytes / took.Seconds(), errors.Join(err, <-sent)
+	return 8e-9 * float64(size) / took.Seconds(), errors.Join(err, <-sent)
 }
 
 // sendBurst sends packets and counts those that stand in the receiver's queue right after the
@@ -227,25 +247,32 @@ func pinned(core int, step func() error) <-chan error {
 	return done
 }
 
+// anywhere runs a step like any other.
+func anywhere(_ int, step func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- step() }()
+	return done
+}
+
 // rates are what two flows of the same kind gave, run in turns.
 type rates struct{ ours, hand []float64 }
 
 const (
 	rounds = 10 // each with connections of its own, since two of the same kind can differ
-	pairs  = 40 // in a round
+	pairs  = 40 // in a round, and a quarter where processes carry the packets
 )
 
 // inTurns runs a flow of each of two ways in pairs, in alternating order.
-func inTurns(ctx context.Context, ours, hand func() (flow, error)) (r rates, err error) {
+func inTurns(ctx context.Context, pairs int, ours, hand func() (flow, error)) (r rates, err error) {
 	for range rounds {
-		if err := r.round(ctx, ours, hand); err != nil {
+		if err := r.round(ctx, pairs, ours, hand); err != nil {
 			return r, err
 		}
 	}
 	return r, nil
 }
 
-func (r *rates) round(ctx context.Context, ours, hand func() (flow, error)) error {
+func (r *rates) round(ctx context.Context, pairs int, ours, hand func() (flow, error)) error {
 	a, err := ours()
 	if err != nil {
 		return err

@@ -106,6 +106,7 @@ func stages() []stage {
 			{"convergence", (*bench).convergence},
 			{"leader", (*bench).leader},
 			{"restart", (*bench).restart},
+			{"repair", (*bench).repair},
 			{"cut", (*bench).cut},
 		}},
 		{cluster.Config{Managers: 3, Workers: 2, Spare: 1}, []step{
@@ -114,8 +115,19 @@ func stages() []stage {
 		{cluster.Config{Managers: 3, Workers: 8}, []step{
 			{"burst", (*bench).burst},
 		}},
+		{cluster.Config{Managers: 1, Workers: 1}, []step{
+			{"names", (*bench).names},
+			{"endpoints", (*bench).endpoints},
+		}},
 		{cluster.Config{Managers: 1, Workers: 1, Spare: 2}, []step{
 			{"traffic", (*bench).traffic},
+			{"locks", (*bench).locks},
+		}},
+		{cluster.Config{Managers: 1, Workers: 1}, []step{
+			{"vip", (*bench).vip},
+		}},
+		{cluster.Config{Managers: 1, Workers: 1, Spare: 2}, []step{
+			{"encrypted", (*bench).encrypted},
 		}},
 		{cluster.Config{}, []step{
 			{"swarm", (*bench).swarm},

@@ -139,6 +139,30 @@ func (h *Host) RSS() (int64, error) {
 	return 0, fmt.Errorf("%s: no VmRSS in the daemon's status", h.Name())
 }
 
+// CPU is the time that the daemon has run, to some 10 ms.
+func (h *Host) CPU() (time.Duration, error) {
+	p := h.Daemon()
+	if p == nil {
+		return 0, fmt.Errorf("%s: %w", h.Name(), errNoDaemon)
+	}
+	b, err := os.ReadFile(h.Path(fmt.Sprintf("/proc/%d/stat", p.PID())))
+	if err != nil {
+		return 0, err
+	}
+	const user, system, tick = 11, 12, 10 * time.Millisecond // fields behind the name (proc_pid_stat(5)), and their unit
+	_, rest, _ := strings.Cut(string(b), ") ")
+	fields := strings.Fields(rest)
+	var ticks int64
+	for _, f := range fields[user : system+1] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read the daemon's times: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * tick, nil
+}
+
 // tail is the last n lines of s.
 func tail(s string, n int) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -43,6 +44,7 @@ type supervisor struct {
 
 	mu    sync.Mutex // held from fork to entry in procs, so that no exit is missed
 	procs map[int]*child
+	store fdStore
 }
 
 type child struct {
@@ -127,18 +129,25 @@ func (s *supervisor) startChild(c *child) error {
 		return err
 	}
 	env := append(append([]string(nil), s.env...), c.Env...)
+	args, files := c.Args, c.files
 	if c.Notify {
 		sock, err := s.listenNotify(c)
 		if err != nil {
 			return fmt.Errorf("make the notify socket: %w", err)
 		}
 		env = append(env, "NOTIFY_SOCKET="+sock)
+		if fds, names := s.store.all(); len(fds) > 0 {
+			env = append(env, fmt.Sprintf("LISTEN_FDS=%d", len(fds)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+			files = append(slices.Clip(files), fds...)
+			args = append([]string{"sh", "-c", `export LISTEN_PID=$$; exec "$0" "$@"`, path}, args[1:]...) // only the shell knows its number
+			path = "/bin/sh"
+		}
 	}
 	sys := &syscall.SysProcAttr{Setpgid: true}
 	if c.Foreground {
 		sys.Foreground, sys.Ctty = true, int(c.files[0])
 	}
-	pid, err := syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Dir: "/", Env: env, Files: c.files, Sys: sys})
+	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys})
 	if err != nil {
 		return fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
@@ -160,17 +169,17 @@ func (s *supervisor) listenNotify(c *child) (string, error) {
 	}
 	c.closers = append(c.closers, func() { u.Close(); os.Remove(path) })
 	go func() {
-		buf := make([]byte, 4096)
+		buf, oob := make([]byte, 4096), make([]byte, 4096)
 		for {
-			n, err := u.Read(buf)
+			n, on, _, _, err := u.ReadMsgUnix(buf, oob)
 			if err != nil {
 				return
 			}
-			for line := range strings.Lines(string(buf[:n])) {
-				if strings.TrimSpace(line) == "READY=1" {
-					s.tell(event{ID: c.ID, What: ready})
-				}
+			s.mu.Lock()
+			if s.store.note(string(buf[:n]), oob[:on]) {
+				s.tell(event{ID: c.ID, What: ready})
 			}
+			s.mu.Unlock()
 		}
 	}()
 	return path, nil

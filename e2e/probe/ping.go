@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -11,33 +12,50 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// ping [-c 1] [-i 100ms] [-w 1s] ADDR: sends ICMP echo requests, the first at once, each
-// after a fixed interval whether or not answers come, and fails unless all are answered. -w
-// is how long to wait after the last one. With -c 0 it goes on until SIGINT. It prints one
-// line: how many were sent and answered, and the longest time without an answer.
+// ping [-c 1] [-i 100ms] [-w 1s] ADDR...: sends ICMP echo requests to each address, the first at
+// once, each after a fixed interval whether or not answers come, and fails unless all are answered.
+// -w is how long to wait after the last one. With -c 0 it goes on until SIGINT. It prints a line for
+// each address: how many were sent and answered, and the longest time without an answer; and one
+// for each time without answers.
 func ping(args []string) error {
 	f := flag.NewFlagSet("ping", flag.ExitOnError)
 	count := f.Int("c", 1, "how many; 0 is until SIGINT")
 	interval := f.Duration("i", 100*time.Millisecond, "between two")
 	wait := f.Duration("w", time.Second, "after the last")
 	_ = f.Parse(args)
-	addr, err := netip.ParseAddr(f.Arg(0))
-	if err != nil {
-		return err
+	stop, cancel := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer cancel()
+	errs := make([]error, f.NArg())
+	said := make([]string, f.NArg())
+	var all sync.WaitGroup
+	for i, arg := range f.Args() {
+		addr, err := netip.ParseAddr(arg)
+		if err != nil {
+			return err
+		}
+		p, err := dialEcho(addr)
+		if err != nil {
+			return err
+		}
+		defer p.conn.Close()
+		all.Go(func() {
+			p.run(stop, *count, *interval, *wait)
+			said[i], errs[i] = p.report()
+			if f.NArg() > 1 {
+				said[i] = arg + ": " + said[i]
+			}
+		})
 	}
-	p, err := dialEcho(addr)
-	if err != nil {
-		return err
-	}
-	defer p.conn.Close()
-	answers := make(chan uint16, 1024)
-	go p.listen(answers)
-	return p.run(*count, *interval, *wait, answers)
+	all.Wait()
+	fmt.Print(strings.Join(said, ""))
+	return errors.Join(errs...)
 }
 
 type pinger struct {
@@ -46,6 +64,9 @@ type pinger struct {
 	id      uint16
 	request byte // ICMP types
 	reply   byte
+
+	sent     []time.Time // of each request
+	answered []time.Time // of its first answer; zero: none
 }
 
 func dialEcho(addr netip.Addr) (*pinger, error) {
@@ -73,71 +94,93 @@ func (p *pinger) listen(answers chan<- uint16) {
 }
 
 func (p *pinger) send(seq uint16) {
-	m := make([]byte, 64)
+	_ = p.sendOf(64, seq) // a failed one is one without an answer
+}
+
+// sendOf sends a request of so many bytes, without the IP header.
+func (p *pinger) sendOf(size int, seq uint16) error {
+	m := make([]byte, size)
 	m[0] = p.request
 	binary.BigEndian.PutUint16(m[4:], p.id)
 	binary.BigEndian.PutUint16(m[6:], seq)
 	if p.addr.Is4() { // the kernel sums ICMPv6 itself
 		binary.BigEndian.PutUint16(m[2:], checksum(m))
 	}
-	_, _ = p.conn.Write(m) // a failed one is one without an answer
+	_, err := p.conn.Write(m)
+	return err
 }
 
-func (p *pinger) run(count int, interval, wait time.Duration, answers <-chan uint16) error {
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGINT, unix.SIGTERM)
+func (p *pinger) run(stop context.Context, count int, interval, wait time.Duration) {
+	answers := make(chan uint16, 1024)
+	go p.listen(answers)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var (
-		sent, got int
-		begin     = time.Now()
-		seen      = map[uint16]bool{}
-		last      = begin // when the last answer came
-		gap       time.Duration
-		end       <-chan time.Time
-	)
+	var end <-chan time.Time
+	quit, got := stop.Done(), 0
+	finish := func() {
+		tick.Stop()
+		quit, end = nil, time.After(wait)
+	}
 	next := func() {
-		p.send(uint16(sent))
-		if sent++; sent == count {
-			tick.Stop()
-			end = time.After(wait)
+		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, time.Time{})
+		p.send(uint16(len(p.sent) - 1))
+		if len(p.sent) == count {
+			finish()
 		}
 	}
 	next()
-	for done := false; !done; {
+	for end == nil || got < len(p.sent) {
 		select {
 		case <-tick.C:
 			if end == nil {
 				next()
 			}
-		case <-stop:
-			tick.Stop()
-			if end == nil {
-				end = time.After(wait)
-			}
+		case <-quit:
+			finish()
 		case seq := <-answers:
-			if seen[seq] {
-				continue
+			last := len(p.sent) - 1
+			i := last - int(uint16(last)-seq) // sequence numbers wrap
+			if i >= 0 && p.answered[i].IsZero() {
+				p.answered[i] = time.Now()
+				got++
 			}
-			seen[seq] = true
-			got++
-			gap, last = max(gap, time.Since(last)), time.Now()
-			done = end != nil && got == sent
 		case <-end:
-			done = true
-		}
-		if len(seen) > 60000 { // sequence numbers wrap; these answers are long counted
-			clear(seen)
+			return
 		}
 	}
-	if got < sent {
-		gap = max(gap, time.Since(last))
+}
+
+// report tells what came back, and is an error unless everything did.
+func (p *pinger) report() (string, error) {
+	var (
+		lines   strings.Builder
+		got     int
+		longest time.Duration
+		last    = p.sent[0] // when the last answer came
+	)
+	for i := 0; i < len(p.sent); i++ {
+		if at := p.answered[i]; !at.IsZero() {
+			got++
+			longest, last = max(longest, at.Sub(last)), at
+			continue
+		}
+		first, until := i, time.Now()
+		for i+1 < len(p.sent) && p.answered[i+1].IsZero() {
+			i++
+		}
+		if i+1 < len(p.sent) {
+			until = p.sent[i+1]
+		} else {
+			longest = max(longest, until.Sub(last))
+		}
+		fmt.Fprintf(&lines, "no answers from %s for %s (%d requests)\n",
+			p.sent[first].Format("15:04:05.000"), until.Sub(p.sent[first]).Round(time.Millisecond), i-first+1)
 	}
-	fmt.Printf("sent %d, answered %d, longest gap %s\n", sent, got, gap.Round(time.Millisecond))
-	if got < sent {
-		return fmt.Errorf("%s: %d of %d echo requests have no answer", p.addr, sent-got, sent)
+	said := fmt.Sprintf("sent %d, answered %d, longest gap %s\n%s", len(p.sent), got, longest.Round(time.Millisecond), lines.String())
+	if got < len(p.sent) {
+		return said, fmt.Errorf("%s: %d of %d echo requests have no answer", p.addr, len(p.sent)-got, len(p.sent))
 	}
-	return nil
+	return said, nil
 }
 
 // checksum is the Internet checksum (RFC 1071).

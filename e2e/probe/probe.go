@@ -14,13 +14,22 @@ import (
 const Command = "probe"
 
 var programs = map[string]func(args []string) error{
-	"serve": serve,
-	"fetch": fetch,
-	"ping":  ping,
-	"count": count,
-	"forge": forge,
-	"as":    as,
-	"hold":  hold,
+	"serve":      serve,
+	"fetch":      fetch,
+	"ping":       ping,
+	"count":      count,
+	"forge":      forge,
+	"spoof":      spoof,
+	"as":         as,
+	"hold":       hold,
+	"capture":    capture,
+	"canary":     canary,
+	"whole":      whole,
+	"ask":        ask,
+	"load":       load,
+	"nameserver": nameserver,
+	"answer":     answer,
+	"greet":      greet,
 }
 
 // Args is the command line of a probe: this program's path, Command, name and arguments. The
