@@ -6,6 +6,10 @@ command -v ip >/dev/null || missing="$missing iproute2"
 command -v nft >/dev/null || missing="$missing nftables"
 command -v iptables-nft >/dev/null || missing="$missing iptables"
 command -v dockerd >/dev/null || missing="$missing docker.io"
+command -v wg >/dev/null || missing="$missing wireguard-tools"
+command -v mke2fs >/dev/null || missing="$missing e2fsprogs"
+[ "$(uname -m)" != x86_64 ] || command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
+command -v iperf3 >/dev/null || missing="$missing iperf3"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 	echo "installing$missing"
