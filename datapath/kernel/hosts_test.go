@@ -353,9 +353,11 @@ func sendFragmented(t *testing.T, path string, src, dst netip.Addr, payload []by
 	}))
 }
 
-// watch collects what rtnetlink tells about links, addresses and neighbours.
+// watch collects what rtnetlink tells about links, addresses and neighbours, from the end of the
+// detection of duplicate addresses on, which is told of, too.
 func watch(t *testing.T, path string) (events func() int) {
 	t.Helper()
+	becomes(t, "the end of address detection", func() bool { return ip(t, path, "-oneline", "addr", "show", "tentative") == "" })
 	f, err := netns.Open(path, 0)
 	must(t, err)
 	defer f.Close()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestTheKernelEncrypts(t *testing.T) {
 	w := common(t)
 	w.ok(w.one, "heddle", "network", "create", "sealed", "--encrypted", "--ipv6")
 	t.Cleanup(func() {
-		err := cluster.Eventually(context.Background(), 10*time.Second, func(ctx context.Context) error {
+		err := cluster.Eventually(context.Background(), 30*time.Second, func(ctx context.Context) error {
 			return w.one.Run(ctx, "heddle", "network", "rm", "sealed")
 		})
 		if err != nil {
@@ -29,10 +30,14 @@ func TestTheKernelEncrypts(t *testing.T) {
 	})
 	a, b := w.attachTo("sealed", w.one, "sa"), w.attachTo("sealed", w.two, "sb")
 	for _, h := range []*vm.Host{w.one, w.two} {
-		var rows []struct{ Encryption string }
-		if err := json.Unmarshal([]byte(w.ok(h, "heddle", "node", "inspect", h.Name())), &rows); err != nil || len(rows) != 1 || rows[0].Encryption != "kernel" {
-			t.Errorf("%s is %+v (%v), want it to encrypt by its kernel", h.Name(), rows, err)
-		}
+		w.soon(5*time.Second, h.Name()+" tells what it encrypts by", func(context.Context) error {
+			var rows []struct{ Encryption string }
+			err := json.Unmarshal([]byte(w.ok(h, "heddle", "node", "inspect", h.Name())), &rows)
+			if err == nil && (len(rows) != 1 || rows[0].Encryption != "kernel") {
+				err = fmt.Errorf("it is %+v, want it to encrypt by its kernel", rows)
+			}
+			return err
+		})
 	}
 	end := w.Capture()
 	w.reaches(w.one, "sa", b)

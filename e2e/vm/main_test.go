@@ -157,7 +157,11 @@ func (w world) attach(h *vm.Host, name string) cluster.Endpoint {
 func (w world) attachTo(network string, h *vm.Host, name string) cluster.Endpoint {
 	w.t.Helper()
 	w.ok(h, "heddle", "attach", name, "--network", network)
-	w.t.Cleanup(func() { _ = h.Run(context.Background(), "heddle", "detach", name) })
+	w.t.Cleanup(func() {
+		if err := h.Run(context.Background(), "heddle", "detach", name); err != nil {
+			w.t.Error(err)
+		}
+	})
 	return w.endpoint(h, name)
 }
 
@@ -186,11 +190,12 @@ func in(workload string, args ...string) []string {
 
 func addrs(e cluster.Endpoint) []netip.Addr { return []netip.Addr{e.IPv4.Addr(), e.IPv6.Addr()} }
 
-// reaches fails the test unless the first packet to each address is answered.
+// reaches fails the test unless the first packet to each address is answered; an emulated host
+// may take more than a second for it.
 func (w world) reaches(h *vm.Host, workload string, to cluster.Endpoint) {
 	w.t.Helper()
 	for _, a := range addrs(to) {
-		if err := h.Run(w.t.Context(), in(workload, "ping", a.String())...); err != nil {
+		if err := h.Run(w.t.Context(), in(workload, "ping", "-w", "5s", a.String())...); err != nil {
 			w.t.Errorf("%s does not reach %s: %v", workload, to.Name, err)
 		}
 	}
