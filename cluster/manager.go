@@ -183,12 +183,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	return errors.Join(err, <-raftDone)
 }
 
-// ServeWorker answers on the API's part of the control port as a node does that is no manager,
+// ServeWorker answers on l, the API's part of the control port, as a node does that is no manager,
 // until ctx ends or a manager takes over.
-func ServeWorker(ctx context.Context, port *control.Port, cred *pki.Credentials, hello overlay.Hello, holder api.Holder, log *slog.Logger) error {
+func ServeWorker(ctx context.Context, l net.Listener, cred *pki.Credentials, hello overlay.Hello, holder api.Holder, log *slog.Logger) error {
 	h := api.NewHandler(api.HandlerConfig{Credentials: cred, Hello: hello, Holder: holder})
 	defer h.Close()
-	return api.Serve(ctx, port.Listener(pki.ALPNAPI), h, log)
+	return api.Serve(ctx, l, h, log)
 }
 
 // machine fits the state to raftnode.

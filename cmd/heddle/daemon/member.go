@@ -146,8 +146,8 @@ func (m *member) introduce(g *gossip.Node) error {
 // run starts what the member runs. An error of a part that the node can't do without ends
 // the daemon, which its supervisor starts again.
 func (m *member) run() {
-	m.must("control port", m.port.Run)
 	m.role.start()
+	m.must("control port", m.port.Run)
 }
 
 // runRest starts what build made.

@@ -4,10 +4,12 @@ package daemon
 
 import (
 	"context"
+	"net"
 	"sync"
 	"time"
 
 	"github.com/heddle-net/heddle/cluster"
+	"github.com/heddle-net/heddle/cluster/pki"
 	"github.com/heddle-net/heddle/overlay"
 )
 
@@ -86,14 +88,19 @@ func (r *role) become(to overlay.Role, manager *cluster.Manager) {
 	if manager != nil && r.m.watcher != nil {
 		r.m.watcher.SetLocal(manager)
 	}
+	var l net.Listener
+	if manager == nil { // taken at once: nobody who asks this node from here on is turned away
+		l = r.m.port.Listener(pki.ALPNAPI)
+	}
 	go func() {
 		defer close(done)
-		r.work(ctx, manager)
+		r.work(ctx, manager, l)
 	}()
 }
 
-// work is the manager until it ends, then the answers of a worker.
-func (r *role) work(ctx context.Context, manager *cluster.Manager) {
+// work is the manager until it ends, then the answers of a worker; l is for them when there is no
+// manager.
+func (r *role) work(ctx context.Context, manager *cluster.Manager, l net.Listener) {
 	if manager != nil {
 		err := manager.Run(ctx)
 		if ctx.Err() != nil {
@@ -104,8 +111,9 @@ func (r *role) work(ctx context.Context, manager *cluster.Manager) {
 		r.mu.Lock()
 		r.manager, r.ended = nil, err
 		r.mu.Unlock()
+		l = r.m.port.Listener(pki.ALPNAPI)
 	}
-	if err := cluster.ServeWorker(ctx, r.m.port, r.m.cred, r.m.d.hello(), holderOf{r.m}, r.m.log); err != nil && ctx.Err() == nil {
+	if err := cluster.ServeWorker(ctx, l, r.m.cred, r.m.d.hello(), holderOf{r.m}, r.m.log); err != nil && ctx.Err() == nil {
 		r.m.log.Error("answer on the control port", "err", err)
 	}
 }
