@@ -36,11 +36,11 @@ check: reporter ## format, vet, staticcheck, import rules, pure tests, CLI for d
 
 test: build setup reporter ## all tests: unit, kernel, e2e (root)
 	bin/testreport -count=1 -tags $(TAGS) -timeout 10m $$($(GO) list -tags $(TAGS) ./... | grep -v -e '/e2e$$' -e '/e2e/vm$$')
-	bin/testreport -count=1 -tags $(TAGS) -timeout 15m ./e2e
+	bin/testreport -count=1 -tags $(TAGS) -timeout 15m -parallel 4 ./e2e
 	CGO_ENABLED=0 bin/testreport -short -count=1 -tags $(TAGS) -timeout 10m ./e2e/vm
 
 e2e: build setup reporter ## the scenarios alone (root); RUN=REGEXP picks some
-	bin/testreport -count=1 -tags $(TAGS) -timeout 15m -run '$(RUN)' ./e2e
+	bin/testreport -count=1 -tags $(TAGS) -timeout 15m -parallel 4 -run '$(RUN)' ./e2e
 
 vm: build setup reporter ## the scenarios on Debian's kernel and systemd in qemu (root); RUN=REGEXP; image in HEDDLE_VM_CACHE, else $XDG_CACHE_HOME or /var/cache
 	CGO_ENABLED=0 bin/testreport -count=1 -tags $(TAGS) -timeout 20m -run '$(RUN)' ./e2e/vm

@@ -18,6 +18,7 @@ import (
 // What Swarm and flannel have on the same port, with VNIs of their own, works on through init,
 // join, attach, detach and leave: no packet of theirs is lost.
 func TestOthersVXLANOnTheSamePort(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1})
 	a, b := w.Host(1), w.Host(2)
 	for i, h := range []*lab.Host{a, b} {
@@ -55,6 +56,7 @@ func TestOthersVXLANOnTheSamePort(t *testing.T) {
 
 // A port that a program holds is an error that names it.
 func TestAPortIsHeldByAProgram(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1})
 	a, b := w.Host(1), w.Host(2)
 	for _, port := range []string{"5377/tcp", "5378/tcp", "5378/udp", "4789/udp"} {

@@ -98,6 +98,7 @@ func doctored(t *testing.T) (w world, a, b *lab.Host) {
 }
 
 func TestDoctorFindsNothing(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 1, Spare: 1})
 	for _, h := range w.Hosts() {
 		w.inOrder(h, "without networks")
@@ -204,6 +205,7 @@ func TestDoctorTriesTheWay(t *testing.T) {
 
 // A foreign link stands where an endpoint's should: doctor says so, and what heddle would do.
 func TestDoctorShowsDrift(t *testing.T) {
+	t.Parallel()
 	w, a, _ := doctored(t)
 	if err := a.PauseDaemon(); err != nil {
 		t.Fatal(err)

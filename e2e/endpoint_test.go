@@ -146,6 +146,7 @@ func TestTheHostIsAnEndpoint(t *testing.T) {
 // A reboot takes the kernel's objects and the namespaces of others; the node comes back from its
 // own disk, without any manager, under the same addresses.
 func TestAHostReboots(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	m, a, b := w.Host(1), w.Host(2), w.Host(3)
 	net := w.network(m, "--ipv6")

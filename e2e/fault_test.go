@@ -18,6 +18,7 @@ import (
 )
 
 func TestTheLeaderIsKilled(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 3, Workers: 2})
 	a, b := w.Host(4), w.Host(5)
 	w.ok(a, "network", "create", "net", "--ipv6")
@@ -108,6 +109,7 @@ func (w world) links(h *lab.Host) string {
 
 // A daemon killed in the middle of an attach leaves the attachment whole or gone.
 func TestTheDaemonIsKilledInTheMiddleOfAnAttach(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	a, b := w.Host(2), w.Host(3)
 	w.ok(a, "network", "create", "net", "--ipv6")
@@ -155,6 +157,7 @@ func TestTheDaemonIsKilledInTheMiddleOfAnAttach(t *testing.T) {
 // A worker that is cut off, for a moment or until it counts as dead, and comes back learns
 // what happened meanwhile, and tells.
 func TestAWorkerIsCutOffAndComesBack(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	a, b := w.Host(2), w.Host(3)
 	w.ok(a, "network", "create", "net", "--ipv6")
@@ -293,6 +296,7 @@ func TestNodesEndEqual(t *testing.T) {
 }
 
 func TestAttachWorksWithPacketLoss(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	a, b := w.Host(2), w.Host(3)
 	w.ok(a, "network", "create", "net")
@@ -351,6 +355,7 @@ func TestTheKernelIsRepaired(t *testing.T) {
 
 // A VXLAN frame from a host that is no member reaches nobody and is counted.
 func TestFramesOfStrangersAreDroppedAndCounted(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 1, Spare: 1})
 	a, b, stranger := w.Host(1), w.Host(2), w.Host(3)
 	w.ok(a, "network", "create", "net")

@@ -73,6 +73,7 @@ func TestJoinDialsBack(t *testing.T) {
 // Of nodes that join at the same time each is in contact with a manager when its join returns, and not
 // only with others that know as little.
 func TestJoinTogether(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Spare: 6})
 	token := w.ok(w.Host(1), "token", "create", "worker", "-q")
 	var all sync.WaitGroup

@@ -27,6 +27,7 @@ func (w world) within(limit time.Duration, h *lab.Host, args ...string) (string,
 
 // A /29 has five addresses for endpoints. They go to who needs them, whoever holds them.
 func TestTheLastAddressOfASmallSubnet(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 3})
 	m, a, b, c := w.Host(1), w.Host(2), w.Host(3), w.Host(4)
 	w.ok(m, "network", "create", "small", "--subnet", "10.50.0.0/29")

@@ -66,6 +66,7 @@ type upgrading struct {
 // A cluster goes over to this build from the one before: workers, followers, the leader. At no
 // time does anybody lack anything that worked before, and in the end what is new works.
 func TestMixedVersions(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	dir, err := cluster.Bin()
 	if err != nil {

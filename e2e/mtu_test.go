@@ -20,6 +20,7 @@ import (
 // passes whole, and is not in pieces on the underlay either; one byte more is refused where it is
 // sent.
 func TestTheMTUFollowsTheUnderlay(t *testing.T) {
+	t.Parallel()
 	for _, under := range []struct {
 		name string
 		addr func(*lab.Host) netip.Addr
@@ -107,6 +108,7 @@ func (w world) whole(h *lab.Host, workload string, size int, to []netip.Addr) er
 // An underlay of less than IPv6 needs, with the encapsulation, carries IPv6 in pieces. IPv4 is told
 // what passes whole.
 func TestIPv6OverASmallUnderlay(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 1})
 	a, b := w.Host(1), w.Host(2)
 	w.ok(a, "network", "create", "net", "--ipv6")

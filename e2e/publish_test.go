@@ -37,6 +37,7 @@ func (w world) answered(h *lab.Host, workload, at, by, asker string) {
 // A workload's ports are reached from outside, by the host's own programs and by workloads of any
 // network. Who has a port already is named to the next that asks for it.
 func TestPublishedPorts(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1, Lab: lab.Config{IPv6: true}})
 	m, a := w.Host(1), w.Host(2)
 	w.ok(m, "init", "--advertise-addr", m.Addr().String())
@@ -119,6 +120,7 @@ func (w world) portsBehindOtherFirewalls(h, client *lab.Host) {
 // one of mode local only where they are. What others take away is put back, and a start of the daemon
 // touches nothing.
 func TestIngress(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 2, Lab: lab.Config{IPv6: true}})
 	m, a, b := w.Host(1), w.Host(2), w.Host(3)
 	w.ok(m, "init", "--advertise-addr", m.Addr().String())

@@ -17,6 +17,7 @@ import (
 
 // A cluster over IPv6 carries networks of either family; a host without it is refused.
 func TestTheUnderlayIsIPv6(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1, Spare: 1, Lab: lab.Config{IPv6: true}})
 	m, a, none := w.Host(1), w.Host(2), w.Host(3)
 	join := w.ok(m, "init", "-q", "--advertise-addr", m.Addr6().String())
@@ -40,6 +41,7 @@ func TestTheUnderlayIsIPv6(t *testing.T) {
 // The control plane may be of another family than the data path, whose family the whole cluster
 // has in common.
 func TestTheDataPathHasItsOwnFamily(t *testing.T) {
+	t.Parallel()
 	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1, Spare: 1, Lab: lab.Config{IPv6: true}})
 	m, a, none := w.Host(1), w.Host(2), w.Host(3)
 	w.ok(m, "init", "--advertise-addr", m.Addr().String(), "--data-path-addr", m.Addr6().String())
@@ -99,6 +101,7 @@ func TestSubnetsOverlap(t *testing.T) {
 
 // Hosts of three MTUs share a network: its MTU is what the smallest can carry, and follows it.
 func TestMixedMTUs(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2, Lab: lab.Config{MTU: 9000}})
 	hosts := w.Hosts()
 	net := w.network(w.Host(1), "--ipv6")
@@ -157,6 +160,7 @@ func TestMixedMTUs(t *testing.T) {
 
 // A host gets another address under traffic: the others follow, with the managers away too.
 func TestAHostGetsAnotherAddress(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2})
 	m, a, b := w.Host(1), w.Host(2), w.Host(3)
 	net := w.network(m, "--ipv6")
@@ -219,6 +223,7 @@ func TestAHostGetsAnotherAddress(t *testing.T) {
 // A node that moves to an address that another node holds gets nothing of its traffic, and both
 // are named.
 func TestAnAddressIsClaimedByTwoNodes(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 2, Spare: 1})
 	m, a, b, c := w.Host(1), w.Host(2), w.Host(3), w.Host(4)
 	w.sh(c, "ip link add side type veth peer name edis && ip link set side up && ip link set edis up && ip addr add 10.9.9.9/32 dev side")

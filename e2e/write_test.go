@@ -23,6 +23,7 @@ var rounds = flag.Int("rounds", 1, "how often tests of faults repeat theirs")
 // The leader is killed amid creates and attaches from eight clients. What was acknowledged is
 // there, once, and no VNI, subnet or address is given twice.
 func TestTheLeaderIsKilledAmidWrites(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 3, Workers: 2})
 	a, b := w.Host(4), w.Host(5)
 	for round := range *rounds {
@@ -132,6 +133,7 @@ func (w world) allOnce(h *lab.Host, acked map[string]string) {
 
 // A network grows by a subnet, and networks without endpoints are pruned.
 func TestANetworkIsUpdated(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 1, Workers: 1})
 	m, a := w.Host(1), w.Host(2)
 	w.ok(m, "network", "create", "blue", "--subnet", "10.60.0.0/30", "--label", "team=a")
@@ -161,6 +163,7 @@ func TestANetworkIsUpdated(t *testing.T) {
 
 // With the managers away for good, reads say how to read this node's copy, within 5 s.
 func TestReadsWithoutManagers(t *testing.T) {
+	t.Parallel()
 	w := start(t, cluster.Config{Managers: 3, Workers: 1})
 	a := w.Host(4)
 	w.ok(a, "network", "create", "blue")
