@@ -67,7 +67,7 @@ type differ struct {
 	flushed map[LinkKey]bool  // links that lose their last IPv4 address: their IPv4 neighbours are gone
 	ending  []Namespace       // to be removed
 
-	changed      []Neighbor // entries with another MAC than workloads may remember
+	changed      []Neighbor // entries of which workloads may remember another MAC
 	oldAddresses []Address  // to be removed at the end
 
 	fdb       entries[FDBKey, FDBEntry]

@@ -306,3 +306,54 @@ func TestDiffOfPartialKnowledge(t *testing.T) {
 		t.Errorf("with whole knowledge %v %v %v are left", have.FDB, have.Neighbors, have.Filters[datapath.NS{}].Allowed)
 	}
 }
+
+// An entry is announced to workloads that may remember another MAC behind its address: one that is
+// known to have been there, or any before this process first looked.
+func TestDiffAnnounces(t *testing.T) {
+	ns := datapath.Namespace{Name: "heddle-n1", Owner: "n1"}
+	entry := datapath.Neighbor{NS: ns.NS(), Link: "br0", IP: netip.MustParseAddr("10.0.0.9"), MAC: datapath.MAC{2, 0, 0, 0, 0, 9}, Owner: "e"}
+	other := entry
+	other.MAC[5]++
+	none := &datapath.Config{Namespaces: []datapath.Namespace{ns}}
+	with := func(n datapath.Neighbor) *datapath.Config {
+		return &datapath.Config{Namespaces: []datapath.Namespace{ns}, Neighbors: []datapath.Neighbor{n}}
+	}
+	for _, tt := range []struct {
+		name    string
+		inherit bool
+		before  []*datapath.Config
+		want    int
+	}{
+		{"a new address", false, []*datapath.Config{none}, 0},
+		{"another MAC", false, []*datapath.Config{with(other)}, 1},
+		{"another MAC, gone since", false, []*datapath.Config{with(other), none}, 1},
+		{"the same, gone since", false, []*datapath.Config{with(entry), none}, 0},
+		{"new since the start", true, nil, 1},
+		{"new since the start, gone since", true, []*datapath.Config{with(entry), none}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			have := datapath.NewState()
+			have.Apply(datapath.SetNamespace{Namespace: ns})
+			if tt.inherit {
+				have.Inherit()
+			}
+			for _, c := range tt.before {
+				for _, op := range datapath.Diff(have, c) {
+					have.Apply(op)
+				}
+			}
+			seen := have.Clone()
+			seen.Behind, seen.Served = map[datapath.NeighborKey]datapath.MAC{}, map[datapath.NS]bool{}
+			seen.Remember(have) // as after a read
+			got := 0
+			for _, op := range datapath.Diff(seen, with(entry)) {
+				if _, ok := op.(datapath.Announce); ok {
+					got++
+				}
+			}
+			if got != tt.want {
+				t.Errorf("%d announcements, want %d", got, tt.want)
+			}
+		})
+	}
+}

@@ -55,7 +55,7 @@ func (d *differ) addEntries() {
 		have, ok := d.neighbors.have[n.Key()]
 		if !ok || have.MAC != n.MAC || d.neighborGone(n) {
 			d.do(SetNeighbor{n})
-			if mac, known := d.have.Behind[n.Key()]; known && mac != n.MAC {
+			if mac, known := d.have.Behind[n.Key()]; known && mac != n.MAC || !known && d.have.Served[n.NS] {
 				d.changed = append(d.changed, n)
 			}
 		}

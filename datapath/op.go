@@ -293,6 +293,7 @@ func (o DelNamespace) apply(s *State) {
 	delete(s.Namespaces, o.Name)
 	delete(s.Filters, o.NS())
 	delete(s.Entrances, o.NS())
+	delete(s.Served, o.NS())
 	s.dropRoutes(LinkKey{o.NS(), Nowhere}, false)
 	for k := range s.Behind {
 		if k.NS == o.NS() {

@@ -27,6 +27,9 @@ type State struct {
 	// Behind is the last MAC that was behind an address, whether its entry is there or gone:
 	// somebody may remember it. The kernel does not tell; see Remember.
 	Behind map[NeighborKey]MAC
+	// Served are the namespaces that an earlier life of this process looked after: what stood behind
+	// their addresses then is not known. See Inherit.
+	Served map[NS]bool
 	// Asked is the Endpoint that was last written for a peer. The kernel tells only where it has
 	// heard the peer since; see Remember.
 	Asked map[WGPeerKey]netip.AddrPort
@@ -133,12 +136,18 @@ func NewState() *State {
 		Filters:    map[NS]FilterState{},
 		Entrances:  map[NS]EntranceState{},
 		Behind:     map[NeighborKey]MAC{},
+		Served:     map[NS]bool{},
 		Asked:      map[WGPeerKey]netip.AddrPort{},
 	}
 }
 
 // Remember takes over from an older state what the kernel does not tell.
 func (s *State) Remember(old *State) {
+	for _, n := range s.Namespaces {
+		if old.Served[n.NS()] {
+			s.Served[n.NS()] = true
+		}
+	}
 	for k, mac := range old.Behind {
 		if _, known := s.Behind[k]; !known {
 			s.Behind[k] = mac
@@ -151,11 +160,18 @@ func (s *State) Remember(old *State) {
 	}
 }
 
+// Inherit notes that nothing is known of what was before this state, the first that is read.
+func (s *State) Inherit() {
+	for _, n := range s.Namespaces {
+		s.Served[n.NS()] = true
+	}
+}
+
 // Clone is a copy that shares nothing.
 func (s *State) Clone() *State {
 	c := &State{
 		maps.Clone(s.Namespaces), maps.Clone(s.Links), maps.Clone(s.Locks), maps.Clone(s.Addresses), maps.Clone(s.Neighbors), maps.Clone(s.FDB), maps.Clone(s.Routes),
-		maps.Clone(s.WGPeers), maps.Clone(s.Filters), s.Egress, maps.Clone(s.Entrances), maps.Clone(s.Behind), maps.Clone(s.Asked), nil,
+		maps.Clone(s.WGPeers), maps.Clone(s.Filters), s.Egress, maps.Clone(s.Entrances), maps.Clone(s.Behind), maps.Clone(s.Served), maps.Clone(s.Asked), nil,
 	}
 	for ns, f := range c.Filters {
 		f.Allowed = maps.Clone(f.Allowed)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
@@ -100,6 +101,12 @@ func TestAnAddressIsReusedAtOnce(t *testing.T) {
 			}
 		}
 	}
+	// A daemon that starts in between does not know what its workloads remember.
+	w.ok(a, "detach", "near2")
+	if err := errors.Join(p.KillDaemon(), p.StartDaemon()); err != nil {
+		t.Fatal(err)
+	}
+	w.reaches(p, "peer", w.attach(b, "near3", net, "--ip", near.IPv4.Addr().String(), "--ip6", near.IPv6.Addr().String()))
 }
 
 // gap sends 100 probes a second to an address until the function that it returns is called,

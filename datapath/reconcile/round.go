@@ -109,6 +109,8 @@ func (w *worker) attempt(ctx context.Context, want *datapath.Config) result {
 		if w.mirror != nil {
 			r.drift = datapath.Drift(w.mirror, seen)
 			seen.Remember(w.mirror)
+		} else {
+			seen.Inherit()
 		}
 		w.mirror, w.nextRead, r.read = seen, time.Now().Add(w.cfg.Resync), true
 	}
