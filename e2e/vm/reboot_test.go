@@ -14,38 +14,41 @@ import (
 	"github.com/heddle-net/heddle/e2e/vm"
 )
 
-// A node that reboots comes back from its own disk, its workloads with their namespaces and
-// addresses, whether or not a manager is there.
-func TestANodeRebootsWhileTheManagerIsOff(t *testing.T) {
+// Whether or not a manager is there, a node that reboots comes back from its own disk, its
+// workloads with their namespaces and addresses; and nodes go on whose certificates and leases
+// are a year old at once, with nobody to renew them.
+func TestWhileTheManagerIsOff(t *testing.T) {
 	w := common(t)
 	a, b := w.attach(w.one, "a"), w.attach(w.two, "b")
 	w.withoutManager(func() {
-		if err := w.one.Reboot(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		w.meets(w.one, "a", b)
-		if again := w.endpoint(w.one, "a"); again.IPv4 != a.IPv4 || again.IPv6 != a.IPv6 || again.MAC != a.MAC {
-			t.Errorf("the workload was %+v and is %+v", a, again)
-		}
-		w.reaches(w.two, "b", a)
+		w.reboots(a, b)
+		w.agesAYear(a, b)
 	})
 }
 
-// Certificates and leases are a year old at once, and nobody is there to renew them.
-func TestTheClockJumpsAYearWhileTheManagerIsOff(t *testing.T) {
-	w := common(t)
-	a, b := w.attach(w.one, "a"), w.attach(w.two, "b")
-	w.withoutManager(func() {
-		end := w.stream(w.one, "a", b)
-		w.setClocks(365 * 24 * time.Hour)
-		defer w.setClocks(0)
-		w.ok(w.one, "systemctl", "restart", "heddle")
-		w.ok(w.two, "systemctl", "restart", "heddle")
-		c := w.attach(w.one, "c")
-		w.meets(w.two, "b", c)
-		end()
-		w.reaches(w.two, "b", a)
-	})
+func (w world) reboots(a, b cluster.Endpoint) {
+	w.t.Helper()
+	if err := w.one.Reboot(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.meets(w.one, "a", b)
+	if again := w.endpoint(w.one, "a"); again.IPv4 != a.IPv4 || again.IPv6 != a.IPv6 || again.MAC != a.MAC {
+		w.t.Errorf("the workload was %+v and is %+v", a, again)
+	}
+	w.reaches(w.two, "b", a)
+}
+
+func (w world) agesAYear(a, b cluster.Endpoint) {
+	w.t.Helper()
+	end := w.stream(w.one, "a", b)
+	w.setClocks(365 * 24 * time.Hour)
+	defer w.setClocks(0)
+	w.ok(w.one, "systemctl", "restart", "heddle")
+	w.ok(w.two, "systemctl", "restart", "heddle")
+	c := w.attach(w.one, "c")
+	w.meets(w.two, "b", c)
+	end()
+	w.reaches(w.two, "b", a)
 }
 
 // setClocks sets the workers' clocks to so much more than this machine's.
