@@ -174,3 +174,20 @@ func (w shopping) isChanged(h *lab.Host) {
 	}
 	w.behind(h, "shop", "n4", "web1", "used", "") // nobody probes it
 }
+
+// The first attach of a node in a network knows the services there: what it attaches is not said to
+// be healthy before it was asked.
+func TestAFirstAttachKnowsTheServices(t *testing.T) {
+	w := common(t)
+	m, a := w.Host(1), w.Host(4)
+	for range 5 {
+		net := w.network(m)
+		w.ok(m, "service", "create", "shop", "--network", net, "--port", "80", "--health", "tcp")
+		w.attach(a, "web", net, "--service", "shop")
+		if out := w.ok(a, "endpoint", "ls", "--local", "--filter", "network="+net, "--format", "{{.Health}}"); !strings.HasPrefix(out, "starting") {
+			t.Errorf("what was just attached is %q, and nobody serves there", out)
+		}
+		w.ok(a, "detach", "web")
+		w.ok(m, "service", "rm", net+"/shop")
+	}
+}

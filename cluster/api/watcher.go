@@ -46,6 +46,7 @@ type Watcher struct {
 
 	mu     sync.Mutex
 	facts  *overlay.Facts
+	newer  chan struct{} // closed when facts changes
 	local  Source
 	swap   chan struct{} // closed when local changes
 	source overlay.NodeID
@@ -56,7 +57,7 @@ type Watcher struct {
 
 // NewWatcher loads the facts that the node had. It starts nothing.
 func NewWatcher(c WatcherConfig) (*Watcher, error) {
-	w := &Watcher{WatcherConfig: c, changed: make(chan struct{}, 1), swap: make(chan struct{}), facts: c.First}
+	w := &Watcher{WatcherConfig: c, changed: make(chan struct{}, 1), swap: make(chan struct{}), newer: make(chan struct{}), facts: c.First}
 	if w.facts == nil {
 		f, err := c.Store.LoadFacts()
 		if err != nil {
@@ -85,6 +86,23 @@ func (w *Watcher) Facts() *overlay.Facts {
 
 // Changed signals that Facts are newer than before. It has one reader.
 func (w *Watcher) Changed() <-chan struct{} { return w.changed }
+
+// Await waits for facts that are as is says, until ctx ends.
+func (w *Watcher) Await(ctx context.Context, is func(*overlay.Facts) bool) error {
+	for {
+		w.mu.Lock()
+		f, newer := w.facts, w.newer
+		w.mu.Unlock()
+		if is(f) {
+			return nil
+		}
+		select {
+		case <-newer:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
 // Source is the manager that the facts come from, or "" while none answers, and how fresh it is.
 func (w *Watcher) Source() (overlay.NodeID, Beat) {
@@ -371,6 +389,8 @@ func (w *Watcher) take(d overlay.Delta) error {
 		next = takenIn(next)
 	}
 	w.facts, w.dirty = next, true
+	close(w.newer)
+	w.newer = make(chan struct{})
 	w.mu.Unlock()
 	if !slices.Equal(Managers(old), Managers(next)) {
 		w.Client.SetManagers(Managers(next))
