@@ -487,7 +487,8 @@ func TestRefused(t *testing.T) {
 			w.bound = []datapath.Port{{Proto: "tcp", Port: 80, At: netip.MustParseAddr("192.0.2.1")}}
 		}, overlay.InUse, "taken by the program nginx (PID 7)"},
 		{"a port of a service", overlay.AttachRequest{Name: "x", Network: "blue", Publish: []overlay.Publish{{Port: 80, Target: 80, Proto: "tcp"}}}, func(w *world) {
-			w.facts.Services = map[overlay.ServiceID]overlay.Service{"s": {ID: "s", Network: blue, ServiceSpec: overlay.ServiceSpec{
+			// of another network: this node would take part in it because of the port
+			w.facts.Services = map[overlay.ServiceID]overlay.Service{"s": {ID: "s", Network: "red", ServiceSpec: overlay.ServiceSpec{
 				Name: "web", Publish: []overlay.Publish{{Port: 80, Target: 8080, Proto: "tcp", Mode: overlay.PublishIngress}},
 			}}}
 		}, overlay.InUse, "taken by the service web"},
