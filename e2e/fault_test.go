@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,22 @@ func TestAllManagersAreGone(t *testing.T) {
 	}
 	again := w.attach(b, "after-restart", "net")
 	w.reaches(a, "a", again)
+	if err := errors.Join(b.KillDaemon(), a.KillDaemon(), a.StartDaemon()); err != nil { // nobody tells a what b hosts
+		t.Fatal(err)
+	}
+	w.soon(5*time.Second, "a takes b for dead", func(ctx context.Context) error {
+		out, err := w.Do(ctx, a, "status")
+		if err == nil && !regexp.MustCompile(b.Name()+" .* dead").MatchString(out) {
+			err = fmt.Errorf("status says %s", out)
+		}
+		return err
+	})
+	for begin := time.Now(); time.Since(begin) < 3*time.Second && !t.Failed(); { // three times as long as until a asks again
+		w.reaches(a, "a", again)
+	}
+	if err := b.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
 	done()
 	if err := w.Host(1).StartDaemon(); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,18 +26,23 @@ const (
 
 // Sync exchanges digests of a network with all its participants and fetches what is missing.
 // They learn that this node takes part, before they answer: from then on they push to it. It
-// fails when one that lives did not answer.
+// fails when one that lives did not answer, or none did: what only the dead host is not known then.
 func (n *Node) Sync(ctx context.Context, network overlay.NetworkID, lease overlay.Signed) error {
 	n.mu.Lock()
 	n.leases[network] = lease
 	var ask []overlay.NodeID
-	for id := range n.audience(network) {
+	all := n.audience(network)
+	for id := range all {
 		if !n.dead[id] {
 			ask = append(ask, id)
 		}
 	}
 	n.mu.Unlock()
-	return n.exchangeAll(ctx, ask, n.gone)
+	answered, err := n.exchangeAll(ctx, ask, n.gone)
+	if err == nil && answered == 0 && len(all) > 0 {
+		err = overlay.Errorf(overlay.Unavailable, "none of the %d nodes that know answers", len(all))
+	}
+	return err
 }
 
 // gone says whether a node is out of the cluster, or dead as membership sees it.
@@ -61,25 +67,31 @@ func (n *Node) Refresh(ctx context.Context, nodes []overlay.NodeID) error {
 	if err != nil {
 		return err
 	}
-	return n.exchangeAll(ctx, ask, func(overlay.NodeID) bool { return false })
+	_, err = n.exchangeAll(ctx, ask, func(overlay.NodeID) bool { return false })
+	return err
 }
 
-// exchangeAll exchanges with nodes beside each other. Its error is of the first that failed and was
-// not excused by then.
-func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID, excused func(overlay.NodeID) bool) error {
+// exchangeAll exchanges with nodes beside each other, and says with how many it did. Its error is of
+// the first that failed and was not excused by then.
+func (n *Node) exchangeAll(ctx context.Context, ask []overlay.NodeID, excused func(overlay.NodeID) bool) (answered int, err error) {
 	var g errgroup.Group // one that fails does not end the others
+	var done atomic.Int64
 	g.SetLimit(syncWidth)
 	for _, id := range ask {
 		g.Go(func() error {
 			n.whereIs(ctx, id)
 			err := n.exchange(ctx, id, exchangeTime)
-			if err != nil && excused(id) {
+			switch {
+			case err == nil:
+				done.Add(1)
+			case excused(id):
 				return nil
 			}
 			return err
 		})
 	}
-	return g.Wait()
+	err = g.Wait()
+	return int(done.Load()), err
 }
 
 // whereIs waits for the record of a node that has come in a moment ago.

@@ -247,6 +247,19 @@ func TestARemovedNodeHoldsUpNoSync(t *testing.T) {
 	}
 }
 
+// Where all others are dead nobody tells what they host, and this node does not know all.
+func TestWithNobodyThereIsNoSync(t *testing.T) {
+	virtual(t, 3, func(w *world) {
+		p := w.peers[0]
+		for _, id := range w.all[1:] {
+			delegate{p.Node}.NotifyLeave(&memberlist.Node{Name: string(id)})
+		}
+		if err := p.Sync(context.Background(), blue, p.lease); overlay.KindOf(err) != overlay.Unavailable {
+			t.Errorf("nobody answers: %v", err)
+		}
+	})
+}
+
 // What a node does ends with Run.
 func TestRunLeavesNothing(t *testing.T) {
 	virtual(t, 3, func(w *world) {
