@@ -229,7 +229,9 @@ func (h *host) runManager() {
 }
 
 func (h *host) runWorker() {
-	h.role(func(ctx context.Context) { _ = ServeWorker(ctx, h.port.Listener(pki.ALPNAPI), h.cred, hello, h.holder, logger()) })
+	h.role(func(ctx context.Context) {
+		_ = ServeWorker(ctx, h.port.Listener(pki.ALPNAPI), h.cred, hello, h.holder, logger())
+	})
 }
 
 var params = overlay.Params{

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -281,6 +282,32 @@ func TestLoadsHoldUpNobody(t *testing.T) {
 		w.stands(t, a, next)
 		if err := l.Errs()[datapath.NS{Path: "/missing"}]; err != nil {
 			t.Errorf("of a namespace that is not wanted any more: %v", err)
+		}
+	})
+}
+
+// A namespace that is made late has its rules soon afterwards, and nobody is told: who makes it is.
+func TestNamespacesComeLate(t *testing.T) {
+	w := newWorld()
+	all := vips(5, 2)
+	bubble(t, w, func(t *testing.T, l *Loop) {
+		var said strings.Builder
+		l.log = slog.New(slog.NewTextHandler(&said, nil))
+		l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
+		time.Sleep(10 * time.Second)
+		w.mu.Lock()
+		w.places[a] = &place{world: w, ns: a, inode: 1, generation: 1}
+		w.mu.Unlock()
+		begin := time.Now()
+		for l.Wait(t.Context(), a) != nil && time.Since(begin) < time.Minute {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(begin); took > 300*time.Millisecond {
+			t.Errorf("it was %s without its rules", took)
+		}
+		w.stands(t, a, all)
+		if said.Len() > 0 {
+			t.Errorf("it was said: %s", said.String())
 		}
 	})
 }

@@ -37,6 +37,7 @@ type keeper struct {
 	gone   map[netip.Addr]bool      // addresses whose flows are
 	calm   time.Time                // until when others' changes are left alone
 	fails  int                      // in a row
+	told   bool                     // of them
 }
 
 func newKeeper(l *Loop, ns datapath.NS) *keeper {
@@ -148,14 +149,19 @@ func (k *keeper) pass(ctx context.Context) (again time.Duration, over bool) {
 	}
 	if again = longTime; err != nil {
 		again = min(k.cfg.RetryMin<<min(k.fails, 20), k.cfg.RetryMax)
-		if k.fails++; k.fails == tellAfter {
+		absent := datapath.FaultOf(err) == datapath.NoNamespace
+		if absent { // who makes the namespace says so, and nobody when it has
+			again = min(again, absentRetry)
+		}
+		if k.fails++; k.fails >= tellAfter && !absent && !k.told {
+			k.told = true
 			k.log.Warn("service addresses are not as wanted; trying again", "namespace", k.ns, "err", err)
 		}
 	} else {
-		if k.fails >= tellAfter {
+		if k.told {
 			k.log.Info("service addresses are as wanted again", "namespace", k.ns)
 		}
-		k.fails = 0
+		k.fails, k.told = 0, false
 	}
 	k.mu.Lock()
 	if k.look {
@@ -178,9 +184,10 @@ func (k *keeper) finish(asked uint64, err error) {
 	}
 }
 
-// tellAfter is how often an attempt fails before it is worth a word: the namespace may be about to be
-// made, or to go.
-const tellAfter = 5
+const (
+	tellAfter   = 5 // attempts that fail before it is worth a word: the namespace may be about to go
+	absentRetry = 250 * time.Millisecond
+)
 
 // goAway takes all away, where there is something to take it from.
 func (k *keeper) goAway(ctx context.Context) error {

@@ -84,7 +84,7 @@ func (w world) withoutManager(step func()) {
 func (w world) meets(h *vm.Host, workload string, to cluster.Endpoint) {
 	w.t.Helper()
 	for _, a := range addrs(to) {
-		w.soon(10*time.Second, workload+" reaches "+to.Name, func(ctx context.Context) error {
+		w.soon(20*time.Second, workload+" reaches "+to.Name, func(ctx context.Context) error {
 			return h.Run(ctx, in(workload, "ping", a.String())...)
 		})
 	}
