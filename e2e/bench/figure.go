@@ -36,6 +36,7 @@ type want struct {
 type stat string
 
 const (
+	least  stat = "min"
 	median stat = "median"
 	p99    stat = "p99"
 	most   stat = "max"
@@ -71,6 +72,8 @@ func quantile(sorted []float64, share float64) float64 {
 
 func (f figure) stat(of stat) float64 {
 	switch of {
+	case least:
+		return f.Min
 	case median:
 		return f.Median
 	case p99:

@@ -95,13 +95,17 @@ func (b *bench) between(ctx context.Context, network, name, service string) (w w
 // service makes a service, and answers its addresses.
 func (b *bench) service(ctx context.Context, network, name string, selector map[string]string) (map[family]netip.Addr, error) {
 	spec := map[string]any{"network": network, "name": name, "mode": "vip", "selector": selector, "ports": []map[string]any{{"proto": "tcp", "port": flowPort, "target": flowPort}}}
+	return b.serviceAs(ctx, spec)
+}
+
+func (b *bench) serviceAs(ctx context.Context, spec map[string]any) (map[family]netip.Addr, error) {
 	raw, err := client(b.c.Host(1)).call(ctx, http.MethodPost, "/v1/services", spec)
 	if err != nil {
 		return nil, err
 	}
 	var row struct{ VIPs []netip.Addr }
 	if err := json.Unmarshal(raw, &row); err != nil || len(row.VIPs) != 2 {
-		return nil, fmt.Errorf("service %s is %s: %w", name, raw, err)
+		return nil, fmt.Errorf("service %s is %s: %w", spec["name"], raw, err)
 	}
 	return map[family]netip.Addr{ipv4: row.VIPs[0], ipv6: row.VIPs[1]}, nil
 }
