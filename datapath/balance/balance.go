@@ -42,6 +42,8 @@ type Rules interface {
 // Kernel opens namespaces, and hears of changes in them.
 type Kernel interface {
 	Open(datapath.NS) (Rules, error)
+	// Inode is that of the namespace which is at its path now.
+	Inode(datapath.NS) (uint64, error)
 	// Watch calls changed when rules in a namespace that was opened have changed, with their
 	// generation then, or 0 when it may be another namespace. With lost some calls are missing.
 	Watch(ctx context.Context, changed func(ns datapath.NS, generation uint32, lost bool)) error

@@ -61,6 +61,16 @@ func (w *world) Open(ns datapath.NS) (Rules, error) {
 	return p, nil
 }
 
+func (w *world) Inode(ns datapath.NS) (uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.places[ns]
+	if p == nil {
+		return 0, datapath.Errorf(datapath.NoNamespace, "no namespace %s", ns)
+	}
+	return p.inode, nil
+}
+
 func (w *world) Forget(datapath.NS) {}
 
 func (w *world) Watch(ctx context.Context, changed func(datapath.NS, uint32, bool)) error {
@@ -310,6 +320,32 @@ func TestNamespacesComeLate(t *testing.T) {
 			t.Errorf("it was said: %s", said.String())
 		}
 	})
+}
+
+// A namespace that goes, and comes again at once as another, has its rules; also while the keeper of
+// the one before is busy there.
+func TestNamespacesComeAgain(t *testing.T) {
+	for _, busy := range []time.Duration{0, 20 * time.Millisecond} {
+		w := newWorld(a)
+		all := vips(5, 2)
+		bubble(t, w, func(t *testing.T, l *Loop) {
+			l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
+			if err := l.Wait(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(busy)
+			l.Set(nil)
+			time.Sleep(busy)
+			w.mu.Lock()
+			w.places[a] = &place{world: w, ns: a, inode: 7, generation: 1}
+			w.mu.Unlock()
+			l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
+			if err := l.Wait(t.Context(), a); err != nil {
+				t.Error(err)
+			}
+			w.stands(t, a, all)
+		})
+	}
 }
 
 // What others destroy is repaired as soon as it is told, and at the sweep when it is not.

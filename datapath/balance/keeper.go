@@ -58,6 +58,9 @@ func (k *keeper) ask(vips []*datapath.VIP, leave bool) {
 	if k.asked > 0 && leave == k.leave && slices.Equal(vips, k.want) {
 		return
 	}
+	if k.leave && !leave { // it may be another namespace by now
+		k.known = 0
+	}
 	k.want, k.leave = vips, leave
 	k.asked++
 	k.stir()
@@ -280,7 +283,10 @@ func part(todo []datapath.VIPChange) []datapath.VIPChange {
 func (k *keeper) open() (err error) {
 	k.used = time.Now()
 	if k.rules != nil {
-		return nil
+		if now, err := k.kernel.Inode(k.ns); err == nil && now == k.inode {
+			return nil
+		}
+		k.close()
 	}
 	if k.rules, err = k.kernel.Open(k.ns); err != nil {
 		k.rules = nil

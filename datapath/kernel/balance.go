@@ -31,13 +31,20 @@ func (k *Kernel) Balance(ns datapath.NS) (*Balance, error) {
 	return b, nil
 }
 
+// Inode is that of the namespace which is at its path now.
+func (k *Kernel) Inode(ns datapath.NS) (uint64, error) { return netns.Inode(k.pathOf(ns)) }
+
+// pathOf is where a namespace is, the host's own too.
+func (k *Kernel) pathOf(ns datapath.NS) string {
+	if ns.Path == "" {
+		return k.hostPath()
+	}
+	return k.path(ns)
+}
+
 // openBalance is Balance without news of what changes there.
 func (k *Kernel) openBalance(ns datapath.NS) (*Balance, error) {
-	path := k.hostPath()
-	if ns.Path != "" {
-		path = k.path(ns)
-	}
-	f, err := netns.Open(path, ns.Inode)
+	f, err := netns.Open(k.pathOf(ns), ns.Inode)
 	if err != nil {
 		return nil, err
 	}

@@ -34,10 +34,7 @@ const (
 // Connected says whether a TCP connection stands in a namespace that has one of the addresses at its
 // end there, or a UDP packet waits there to be read. Any goroutine may ask.
 func (k *Kernel) Connected(ns datapath.NS, ips []netip.Addr) (is bool, err error) {
-	path := k.hostPath()
-	if ns.Path != "" {
-		path = k.path(ns)
-	}
+	path := k.pathOf(ns)
 	f, err := netns.Open(path, ns.Inode)
 	if err != nil {
 		return false, err

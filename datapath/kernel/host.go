@@ -55,11 +55,7 @@ func (k *Kernel) LinkMTU(addr netip.Addr) (name string, mtu int, err error) {
 
 // LinkNames are the names of all links in a namespace.
 func (k *Kernel) LinkNames(ns datapath.NS) ([]string, error) {
-	path := k.hostPath()
-	if ns.Path != "" {
-		path = k.path(ns)
-	}
-	h, err := openHandle(path, ns.Inode)
+	h, err := openHandle(k.pathOf(ns), ns.Inode)
 	if err != nil {
 		return nil, err
 	}
