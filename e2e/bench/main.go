@@ -125,6 +125,7 @@ func stages() []stage {
 		}},
 		{cluster.Config{Managers: 1, Workers: 1}, []step{
 			{"vip", (*bench).vip},
+			{"changes", (*bench).changes},
 			{"replace", (*bench).replace},
 		}},
 		{cluster.Config{Managers: 1, Workers: 1, Spare: 2}, []step{

@@ -43,7 +43,7 @@ func (b *bench) replace(ctx context.Context) error {
 		return err
 	}
 	s.vip = vips[ipv4]
-	if err := b.inForce(ctx, "shopper", s.vip); err != nil {
+	if err := inForce(ctx, h, "shopper", s.vip); err != nil {
 		return err
 	}
 	if s.rules, err = watchRules(s.ns); err != nil {

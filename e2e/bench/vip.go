@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +39,7 @@ func (b *bench) vip(ctx context.Context) error {
 	if by.via, err = b.service(ctx, "vips", "flow", nil); err != nil {
 		return err
 	}
-	if err := b.inForce(ctx, "flow", by.via[ipv4]); err != nil {
+	if err := inForce(ctx, b.c.Host(1), "flow", by.via[ipv4]); err != nil {
 		return err
 	}
 	for _, k := range []struct {
@@ -70,7 +72,7 @@ func (b *bench) vip(ctx context.Context) error {
 			b.add(figure{Name: name, Unit: k.unit}, ours)
 		}
 	}
-	return b.changes(ctx)
+	return nil
 }
 
 // between attaches a workload on each of the first two hosts, that on the second behind a service.
@@ -110,15 +112,18 @@ func (b *bench) serviceAs(ctx context.Context, spec map[string]any) (map[family]
 	return map[family]netip.Addr{ipv4: row.VIPs[0], ipv6: row.VIPs[1]}, nil
 }
 
-// inForce waits until an address is a service's for a workload of the first host.
-func (b *bench) inForce(ctx context.Context, workload string, vip netip.Addr) error {
-	return cluster.Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
-		out, err := b.c.Host(1).Output(ctx, "ip", "netns", "exec", workload, "nft", "get", "element", "inet", "heddle-services", "vips4", "{ "+vip.String()+" }")
+// inForce waits until IPv4 addresses are services' for a workload.
+func inForce(ctx context.Context, h *lab.Host, workload string, vips ...netip.Addr) error {
+	for some := range slices.Chunk(vips, 100) { // what fits into a message
+		elements := strings.Trim(fmt.Sprint(some), "[]")
+		err := cluster.Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+			return h.Run(ctx, "ip", "netns", "exec", workload, "nft", "get", "element", "inet", "heddle-services", "vips4", "{ "+strings.ReplaceAll(elements, " ", ", ")+" }")
+		})
 		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
+			return err
 		}
-		return err
-	})
+	}
+	return nil
 }
 
 const (
@@ -230,10 +235,16 @@ const clients = 10
 // goes, with 10 services and with 1,000, of 10 backends each.
 func (b *bench) changes(ctx context.Context) error {
 	here, there := client(b.c.Host(1)), client(b.c.Host(2))
+	if err := here.createNetwork(ctx, "changes", "10.213.0.0/16", "fd00:213::/64"); err != nil {
+		return err
+	}
+	if _, err := b.service(ctx, "changes", "changing", nil); err != nil {
+		return err
+	}
 	var watchers []*ruleWatcher
 	for i := range clients {
 		name := fmt.Sprint("client", i)
-		if _, err := here.attach(ctx, name, "vips"); err != nil {
+		if _, err := here.attach(ctx, name, "changes"); err != nil {
 			return err
 		}
 		w, err := watchRules(b.c.Host(1).Path("/run/netns/" + name))
@@ -244,22 +255,22 @@ func (b *bench) changes(ctx context.Context) error {
 		watchers = append(watchers, w)
 	}
 	for i := range 10 {
-		if _, err := there.attachAs(ctx, map[string]any{"name": fmt.Sprint("behind", i), "network": "vips", "labels": map[string]string{"tier": "all"}}); err != nil {
+		if _, err := there.attachAs(ctx, map[string]any{"name": fmt.Sprint("behind", i), "network": "changes", "labels": map[string]string{"tier": "all"}}); err != nil {
 			return err
 		}
 	}
 	medians := map[bool][]float64{}
-	made := 0
+	var made []netip.Addr
 	for _, services := range []int{10, 1000} {
-		var last map[family]netip.Addr
-		for ; made < services; made++ {
-			var err error
-			if last, err = b.service(ctx, "vips", fmt.Sprint("many", made), map[string]string{"tier": "all"}); err != nil {
+		for len(made) < services {
+			vips, err := b.service(ctx, "changes", fmt.Sprint("many", len(made)), map[string]string{"tier": "all"})
+			if err != nil {
 				return err
 			}
+			made = append(made, vips[ipv4])
 		}
 		for i := range clients {
-			if err := b.inForce(ctx, fmt.Sprint("client", i), last[ipv4]); err != nil {
+			if err := inForce(ctx, b.c.Host(1), fmt.Sprint("client", i), made...); err != nil {
 				return err
 			}
 		}
@@ -289,10 +300,13 @@ func (b *bench) changes(ctx context.Context) error {
 				return ms(last.Sub(begin)), nil
 			}
 			in, err := one(func() error {
-				_, err := there.attachAs(ctx, map[string]any{"name": "one", "network": "vips", "service": "flow"})
+				_, err := there.attachAs(ctx, map[string]any{"name": "one", "network": "changes", "service": "changing"})
 				return err
 			})
 			if err != nil {
+				return err
+			}
+			if err := inForce(ctx, b.c.Host(2), "one", made...); err != nil { // its own load is over
 				return err
 			}
 			out, err := one(func() error { return there.detach(ctx, "one") })
