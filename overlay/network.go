@@ -13,7 +13,8 @@ const (
 	MinVNI = 1 << 23
 	MaxVNI = 1<<24 - 1
 
-	DriverOverlay = "overlay"
+	DriverOverlay = "overlay" // of a cluster
+	DriverBridge  = "bridge"  // of one node
 
 	minOverlayMTU = 1280 // RFC 8200, section 5
 	maxOverlayMTU = 65485
@@ -67,14 +68,28 @@ func (s NetworkSpec) MTU() int {
 	return n
 }
 
+// Scope is "node" for a driver whose networks are a single node's, else "cluster".
+func (s NetworkSpec) Scope() string {
+	if s.Driver == DriverBridge {
+		return "node"
+	}
+	return "cluster"
+}
+
 // Validate checks a spec before it is sent and again where it arrives. It says nothing about
-// names or subnets in use, which only the managers know.
+// names or subnets in use, which only who keeps the network knows: the managers, or the node.
 func (s NetworkSpec) Validate() error {
 	if err := ValidateName("network", s.Name); err != nil {
 		return err
 	}
-	if s.Driver != DriverOverlay {
-		return Errorf(Invalid, "network driver %q is unknown; use -d overlay", s.Driver)
+	switch s.Driver {
+	case DriverOverlay:
+	case DriverBridge:
+		if s.Encrypted {
+			return Errorf(Invalid, "network %q stays on its node, where nothing is to be encrypted; leave out --encrypted, or use -d overlay", s.Name)
+		}
+	default:
+		return Errorf(Invalid, "network driver %q is unknown; use -d overlay or -d bridge", s.Driver)
 	}
 	if !s.IPv4 && !s.IPv6 {
 		return Errorf(Invalid, "network %q has neither IPv4 nor IPv6; leave out --ipv4=false or add --ipv6", s.Name)
@@ -84,7 +99,7 @@ func (s NetworkSpec) Validate() error {
 	}
 	for k, v := range s.Options {
 		if k != "mtu" {
-			return Errorf(Invalid, "network option %q is unknown; the overlay driver has mtu", k)
+			return Errorf(Invalid, "network option %q is unknown; the %s driver has mtu", k, s.Driver)
 		}
 		if n, err := strconv.Atoi(v); err != nil || n < minOverlayMTU || n > maxOverlayMTU {
 			return Errorf(Invalid, "option mtu=%q is no MTU; use %d to %d", v, minOverlayMTU, maxOverlayMTU)

@@ -47,6 +47,9 @@ func (t *tables) complete(c CreateNetwork) (overlay.NetworkSpec, error) {
 		has6 = has6 || s.Prefix.Addr().Is6()
 	}
 	spec.IPv6 = spec.IPv6 || has6
+	if spec.Scope() != "cluster" {
+		return spec, overlay.Errorf(overlay.Invalid, "driver %s makes networks of a single node, which managers do not keep; use -d overlay", spec.Driver)
+	}
 	if err := spec.Validate(); err != nil {
 		return spec, err
 	}

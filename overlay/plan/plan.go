@@ -68,13 +68,13 @@ func Build(v View) datapath.Config {
 			byNet[id] = nil
 		}
 	}
-	made, rank := map[string]bool{}, ranks(v)
+	made, rank, guarded := map[string]bool{}, ranks(v), false
 	var sealed []overlay.Network
 	published := newPublisher(v, rank)
 	for _, id := range slices.Sorted(maps.Keys(byNet)) { // always in one order: what follows is compared with what was wanted before
 		eps := slices.SortedFunc(slices.Values(byNet[id]), func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 		n, ok := v.Networks[id]
-		if !ok || !v.Nodes[v.Self].DataPath().IsValid() {
+		if !ok || n.Driver == overlay.DriverOverlay && !v.Nodes[v.Self].DataPath().IsValid() {
 			continue // the facts that describe it are still on their way
 		}
 		for _, e := range eps {
@@ -86,7 +86,13 @@ func Build(v View) datapath.Config {
 		if n.Encrypted {
 			sealed = append(sealed, n)
 		}
-		vxlan(&c, v, n, eps)
+		switch n.Driver {
+		case overlay.DriverBridge:
+			bridge(&c, v, n, eps)
+		default:
+			vxlan(&c, v, n, eps)
+			guarded = true
+		}
 		for _, e := range eps {
 			leave(&c, n, e, rank[e.ID])
 		}
@@ -103,8 +109,8 @@ func Build(v View) datapath.Config {
 	if len(sealed) > 0 {
 		tunnels(&c, v, sealed)
 	}
-	if len(c.Filters[0].Allowed) == 0 && len(c.Links) == 0 {
-		c.Filters = nil // nothing to guard
+	if !guarded {
+		c.Filters = nil
 	}
 	return c
 }

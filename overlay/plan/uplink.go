@@ -1,7 +1,9 @@
 package plan
 
 import (
+	"cmp"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -116,26 +118,33 @@ func ranks(v View) map[overlay.EndpointID]int {
 	return out
 }
 
-// uplinkIndex is which pair of addresses a network's uplink has: by its VNI, so that a restart
-// finds the same, or the next one that no other network of this node has.
+// uplinkIndex is which pair of addresses a network's uplink has: by its VNI, or where it has none by
+// its ID, so that a restart finds the same; or the next one that no other network of this node has.
 func uplinkIndex(n overlay.Network, v View) int {
-	var vnis []uint32
-	for _, o := range v.Networks {
-		vnis = append(vnis, o.VNI)
-	}
-	slices.Sort(vnis)
+	all := slices.SortedFunc(maps.Values(v.Networks), func(a, b overlay.Network) int {
+		return cmp.Or(cmp.Compare(a.VNI, b.VNI), cmp.Compare(a.ID, b.ID))
+	})
 	taken := map[int]bool{}
-	for _, vni := range vnis {
-		i := int(vni-overlay.MinVNI) % maxUplinks
+	for _, o := range all {
+		i := uplinkStart(o)
 		for taken[i] && len(taken) < maxUplinks {
 			i = (i + 1) % maxUplinks
 		}
-		if vni == n.VNI {
+		if o.ID == n.ID {
 			return i
 		}
 		taken[i] = true
 	}
 	return 0
+}
+
+// uplinkStart is where a network's pair is looked for first.
+func uplinkStart(n overlay.Network) int {
+	if n.VNI != 0 {
+		return int(n.VNI-overlay.MinVNI) % maxUplinks
+	}
+	d := derived(string(n.ID))
+	return (int(d[1])<<8 | int(d[2])) % maxUplinks
 }
 
 // nth is the nth address of a pool.

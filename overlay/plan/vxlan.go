@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/heddle-net/heddle/datapath"
 	"github.com/heddle-net/heddle/overlay"
@@ -24,75 +23,21 @@ var GatewayMAC = datapath.MAC{0x02, 0x68, 0x65, 0x64, 0x00, 0x01}
 // PortName is the name of an endpoint's port in the overlay's namespace.
 func PortName(id overlay.EndpointID) string { return "ep-" + string(id)[:min(len(id), 12)] }
 
-// vxlan wants an overlay network: its namespace, bridge with gateway, VXLAN device, a port
-// for each local endpoint, and for each remote one a forwarding entry and neighbours.
+// vxlan wants an overlay network: what a bridge network has, VXLAN device, and for each remote
+// endpoint a forwarding entry and neighbours.
 func vxlan(c *datapath.Config, v View, n overlay.Network, local []Endpoint) {
 	owner := datapath.Owner(n.ID)
-	space := datapath.Namespace{Name: n.NamespaceName(), Owner: owner, Partial: v.Partial[n.ID]}
-	space.Names = gateways(n)
-	if !n.Internal {
-		space.Uplink = UplinkName
-	}
-	c.Namespaces = append(c.Namespaces, space)
-	ns, mtu := space.NS(), cmp.Or(v.MTU[n.ID], MTU(n, v))
+	ns, mtu := bridge(c, v, n, local)
 	device := datapath.VXLANAttr{VNI: n.VNI, Port: v.DataPathPort, Local: v.underlay()}
 	if n.Encrypted {
 		device.Port, device.Local, device.Underlay = innerPort, overlay.InnerAddr(v.Nodes[v.Self].Cluster, v.Self), TunnelsNS()
 	}
-
-	c.Links = append(c.Links,
-		datapath.Link{NS: ns, Name: BridgeName, Owner: owner, Kind: datapath.Bridge, MAC: GatewayMAC, MTU: mtu},
-		datapath.Link{
-			NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: routerMAC(v.Self), MTU: mtu,
-			Master: BridgeName, Port: datapath.PortFlags{NeighborSuppress: true},
-			VXLAN: device,
-		},
-	)
-	for _, s := range n.Subnets {
-		c.Addresses = append(c.Addresses, datapath.Address{
-			NS: ns, Link: BridgeName,
-			Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits()), Owner: owner,
-		})
-	}
-	if !n.Internal {
-		uplink(c, ns, mtu, n, v)
-	}
-	for _, e := range local {
-		port(c, ns, mtu, n, e)
-	}
-	remote(c, ns, owner, v, n, local)
-}
-
-// gateways are where workloads ask for names, with commas between.
-func gateways(n overlay.Network) string {
-	var all []string
-	for _, s := range n.Subnets {
-		all = append(all, s.Gateway.String())
-	}
-	return strings.Join(all, ",")
-}
-
-// port wants one local endpoint: a veth made in place, its far end in the workload's
-// namespace, locked to its addresses. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since suppression answers only for what lies behind the
-// VXLAN device and two endpoints of one node must find each other.
-func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endpoint) {
-	owner, name := datapath.Owner(e.ID), PortName(e.ID)
 	c.Links = append(c.Links, datapath.Link{
-		NS: ns, Name: name, Owner: owner, Kind: datapath.Veth, MAC: portMAC(e), MTU: mtu,
-		Master: BridgeName, Port: datapath.PortFlags{BroadcastFlood: true, MulticastFlood: true},
-		Peer: datapath.Peer{NS: e.Namespace, Name: e.IfName, MAC: datapath.MAC(e.MAC), MTU: mtu, Owner: owner},
+		NS: ns, Name: DeviceName, Owner: owner, Kind: datapath.VXLAN, MAC: routerMAC(v.Self), MTU: mtu,
+		Master: BridgeName, Port: datapath.PortFlags{NeighborSuppress: true},
+		VXLAN: device,
 	})
-	for _, ip := range e.IPs {
-		if s, ok := n.SubnetOf(ip); ok {
-			c.Addresses = append(c.Addresses, datapath.Address{
-				NS: e.Namespace, Link: e.IfName,
-				Prefix: netip.PrefixFrom(ip, s.Prefix.Bits()), Owner: owner,
-			})
-		}
-		c.Neighbors = append(c.Neighbors, datapath.Neighbor{NS: ns, Link: BridgeName, IP: ip, MAC: datapath.MAC(e.MAC), Owner: owner})
-	}
-	c.Locks = append(c.Locks, datapath.Lock{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), IPs: e.IPs, Host: e.Host, Owner: owner})
-	c.FDB = append(c.FDB, datapath.FDBEntry{NS: ns, Link: name, MAC: datapath.MAC(e.MAC), Owner: owner})
+	remote(c, ns, owner, v, n, local)
 }
 
 // remote wants the entries for other nodes' endpoints, and lets their frames in. What a local
@@ -184,6 +129,9 @@ const leastIPv6 = 1280
 func MTU(n overlay.Network, v View) int {
 	if m := n.NetworkSpec.MTU(); m != 0 {
 		return m
+	}
+	if n.Driver == overlay.DriverBridge { // no underlay carries it
+		return cmp.Or(v.Nodes[v.Self].MTU, defaultMTU)
 	}
 	overhead, least := overhead4, v.Nodes[v.Self].MTU
 	switch {

@@ -53,7 +53,7 @@ func Sort(e []overlay.Endpoint) {
 // Network is a network's row, without what a single node has of it.
 func Network(n overlay.Network, nodes map[overlay.NodeID]overlay.Node, leases map[overlay.NodeID]overlay.Signed, claims []*overlay.Claim) overlay.NetworkRow {
 	r := overlay.NetworkRow{
-		ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: "cluster", VNI: n.VNI, EnableIPv4: n.IPv4, EnableIPv6: n.IPv6,
+		ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: n.Scope(), VNI: n.VNI, EnableIPv4: n.IPv4, EnableIPv6: n.IPv6,
 		Internal: n.Internal, Encrypted: n.Encrypted, Labels: n.Labels, Options: n.Options, MTU: n.MTU(), Endpoints: Endpoints(n, nodes, claims), Participants: []overlay.ParticipantRow{},
 	}
 	for _, s := range n.Subnets {
