@@ -15,6 +15,7 @@ import (
 
 	"github.com/heddle-net/heddle/overlay"
 	"github.com/heddle-net/heddle/overlay/agent"
+	"github.com/heddle-net/heddle/overlay/own"
 	"github.com/heddle-net/heddle/overlay/tunnel"
 )
 
@@ -33,6 +34,7 @@ var (
 	keyNumber    = []byte("number")
 	keyAddresses = []byte("addresses")
 	keyTunnels   = []byte("wireguard")
+	keyOwn       = []byte("own")
 )
 
 // version is the version of the file's layout (format "disk").
@@ -329,6 +331,17 @@ func (s *Store) SaveTunnelKeys(k tunnel.Keys) error { return s.set(keyTunnels, k
 func (s *Store) LoadTunnelKeys() (k *tunnel.Keys, err error) {
 	err = s.get(keyTunnels, &k)
 	return k, err
+}
+
+// SaveOwn keeps this node's own networks.
+func (s *Store) SaveOwn(o own.State) error { return s.set(keyOwn, o) }
+
+// LoadOwn is what SaveOwn kept.
+func (s *Store) LoadOwn() (o own.State, err error) {
+	if err := s.get(keyOwn, &o); err != nil || o.V == 0 {
+		return o, err
+	}
+	return o, overlay.CheckVersion("disk", o.V)
 }
 
 func (s *Store) set(key []byte, v any) error {
