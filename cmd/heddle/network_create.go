@@ -29,13 +29,14 @@ func (c *cli) networkCreate() *cobra.Command {
 	var quiet, attachable bool
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Make a network and print its ID", Args: oneArg("NAME"),
-		Long: "Make a network and print its ID. Subnets that are not named come from the cluster's pools.\n" +
+		Long: "Make a network and print its ID. Subnets that are not named come from the cluster's pools, those\n" +
+			"of a bridge network, which is of this node alone and needs no cluster, from the node's own.\n" +
 			"A --gateway, --ip-range or --aux-address belongs to the --subnet that contains it.",
-		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1",
+		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1\n  heddle network create here -d bridge",
 	}
 	fs := cmd.Flags()
-	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`; this version has overlay alone")
-	fs.StringVar(&f.scope, "scope", "cluster", "`scope` cluster; this version has no networks of a single node")
+	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`: overlay, of a cluster, or bridge, of a node in no cluster")
+	fs.StringVar(&f.scope, "scope", "", "`scope` of the driver: cluster for overlay, node for bridge")
 	f.addressFlags(fs)
 	fs.BoolVar(&s.Internal, "internal", false, "give workloads no route out of the network")
 	fs.BoolVar(&s.IPv4, "ipv4", true, "give it an IPv4 subnet")
@@ -78,10 +79,10 @@ func (f *createFlags) addressFlags(fs *pflag.FlagSet) {
 // fill completes the spec from the flags.
 func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 	switch {
-	case s.Driver != overlay.DriverOverlay:
-		return fmt.Errorf("--driver %q is not in this version; use overlay", s.Driver)
-	case f.scope != "cluster":
-		return fmt.Errorf("--scope %q is not in this version; use cluster", f.scope)
+	case s.Driver != overlay.DriverOverlay && s.Driver != overlay.DriverBridge:
+		return fmt.Errorf("--driver %q is not in this version; use overlay or bridge", s.Driver)
+	case f.scope != "" && f.scope != s.Scope():
+		return fmt.Errorf("--scope %q is not in this version for driver %s; use %s", f.scope, s.Driver, s.Scope())
 	}
 	s.Labels, s.Options = toMap(f.labels), toMap(f.options)
 	if err := f.place(s); err != nil {

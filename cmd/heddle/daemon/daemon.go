@@ -45,6 +45,7 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	member  *member       // nil in no cluster
+	lone    *lone         // nil in a cluster, and without networks of this node's own
 	removed *pki.Identity // of a node that was removed and has not left; there is no member then
 }
 
@@ -110,8 +111,14 @@ func (d *Daemon) run(ctx context.Context) error {
 	}
 	defer d.stop()
 	under.Go(func() error { d.watchHost(kernelCtx); return nil })
-	if d.current() == nil {
-		d.loop.Set(datapath.Config{}) // what an earlier life left behind goes
+	if d.current() == nil && d.wasRemoved() == nil {
+		has, err := d.resumeLone()
+		if err != nil {
+			return err
+		}
+		if !has {
+			d.loop.Set(datapath.Config{}) // what an earlier life left behind goes
+		}
 	}
 	l, err := listenUnix(d.cfg.Socket, d.cfg.SocketGroup)
 	if err != nil {
@@ -233,8 +240,9 @@ func (d *Daemon) fail(what string, err error) {
 	}
 }
 
-// stop ends what a member runs, and waits for it.
+// stop ends what a member runs, or a node in no cluster, and waits for it.
 func (d *Daemon) stop() {
+	d.closeLone()
 	d.mu.Lock()
 	m := d.member
 	d.member = nil

@@ -85,7 +85,7 @@ func (d *Daemon) beginChange() (end func(), err error) {
 	return func() { d.change.Unlock(); d.asked.Unlock() }, nil
 }
 
-// outside refuses when this node is in a cluster.
+// outside refuses when this node is in a cluster, or has networks of its own. Called with change held.
 func (d *Daemon) outside() error {
 	if m := d.current(); m != nil {
 		return overlay.Errorf(overlay.Exists, "this node is in cluster %.12s already; `heddle leave` takes it out first", m.place().Cluster)
@@ -93,7 +93,7 @@ func (d *Daemon) outside() error {
 	if d.wasRemoved() != nil {
 		return errRemoved
 	}
-	return nil
+	return d.unbound()
 }
 
 // nodeName is the host's name, as far as a node may have it.

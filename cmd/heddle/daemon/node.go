@@ -27,38 +27,38 @@ func (n node) Attach(ctx context.Context, r overlay.AttachRequest) (reply overla
 	if r.Health.Kind == overlay.HealthCmd && !byRoot(ctx) {
 		return reply, overlay.Errorf(overlay.Denied, "the health command of %s would run as root: only root may name one; attach it as root, or have it probed by tcp or http", r.Name)
 	}
-	m, err := n.joined()
+	a, err := n.agent()
 	if err != nil {
 		return reply, err
 	}
-	return m.agent.Attach(ctx, r)
+	return a.Attach(ctx, r)
 }
 
 // Detach passes a detach on to the agent.
 func (n node) Detach(ctx context.Context, r overlay.DetachRequest) (reply overlay.DetachReply, err error) {
-	m, err := n.joined()
+	a, err := n.agent()
 	if err != nil {
 		return reply, err
 	}
-	return m.agent.Detach(ctx, r)
+	return a.Detach(ctx, r)
 }
 
 // Endpoints are this node's own.
 func (n node) Endpoints(ctx context.Context) ([]overlay.Endpoint, error) {
-	m, err := n.joined()
+	a, err := n.agent()
 	if err != nil {
 		return nil, err
 	}
-	return m.agent.Endpoints(ctx)
+	return a.Endpoints(ctx)
 }
 
 // Resolve answers from the names that this node knows.
 func (n node) Resolve(ctx context.Context, r overlay.ResolveRequest) (reply overlay.ResolveReply, err error) {
-	m, err := n.joined()
+	a, err := n.agent()
 	if err != nil {
 		return reply, err
 	}
-	return m.agent.Resolve(ctx, r)
+	return a.Resolve(ctx, r)
 }
 
 // RotateKeys replaces this node's WireGuard keys.
@@ -70,8 +70,15 @@ func (n node) RotateKeys(ctx context.Context) error {
 	return m.tunnels.Rotate(ctx)
 }
 
-// Cluster passes a request on to a manager.
+// Cluster passes a request on to a manager, unless it is about what is this node's own.
 func (n node) Cluster(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
+	if v, mine, err := n.own(ctx, method, path, body); mine {
+		if err != nil {
+			return 0, nil, err
+		}
+		answer, err := json.Marshal(v)
+		return http.StatusOK, answer, err
+	}
 	m, err := n.joined()
 	if err != nil {
 		return 0, nil, err
@@ -121,12 +128,15 @@ func (m *member) behind(level int) []string {
 
 // Here completes a network's row with what this node has of it in its kernel.
 func (n node) Here(row *overlay.NetworkRow) {
-	m := n.current()
-	if m == nil {
+	a, err := n.agent()
+	if err != nil {
 		return
 	}
-	if def, mtu, ok := m.agent.Network(row.ID); ok {
-		row.Namespace, row.Bridge, row.Device, row.MTU = def.NamespaceName(), plan.BridgeName, plan.DeviceName, mtu
+	if def, mtu, ok := a.Network(row.ID); ok {
+		row.Namespace, row.Bridge, row.MTU = def.NamespaceName(), plan.BridgeName, mtu
+		if def.Driver == overlay.DriverOverlay {
+			row.Device = plan.DeviceName
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ func (d *Daemon) Status(ctx context.Context) (s overlay.Status, err error) {
 		s.Cluster, s.Node, s.Problems = id.Cluster, id.Node, []string{errRemoved.Error()}
 	}
 	if m == nil {
-		return s, nil
+		return s, d.aloneStatus(ctx, &s)
 	}
 	f := m.facts()
 	id := m.cred.Identity()

@@ -1,0 +1,91 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/e2e/cluster"
+	"github.com/heddle-net/heddle/e2e/lab"
+)
+
+// A host in no cluster has networks of its own. What passes in them, between them and out of them is
+// as with overlays, so is what a restart keeps and what is repaired.
+func TestANodeAloneHasBridgeNetworks(t *testing.T) {
+	t.Parallel()
+	w := startHosts(t, cluster.Config{Managers: 1, Workers: 1, Lab: lab.Config{IPv6: true}})
+	h, outside := w.Host(1), w.Host(2)
+	w.serve(outside)
+	w.refused(h, 1, []string{"no cluster", "heddle init"}, "attach", "web", "--network", "here")
+	w.ok(h, "network", "create", "here", "-d", "bridge", "--ipv6")
+	w.ok(h, "network", "create", "there", "-d", "bridge", "--ipv6")
+	w.ok(h, "network", "create", "closed", "-d", "bridge", "--internal")
+	w.refused(h, 1, []string{"needs a cluster", "-d bridge"}, "network", "create", "blue")
+	w.refused(h, 1, []string{"there already"}, "network", "create", "here", "-d", "bridge")
+	w.refused(h, 1, []string{"networks of its own", "closed, here, there"}, "init", "--advertise-addr", h.Addr().String())
+
+	web := w.attach(h, "web", "here", "-p", "8080:80")
+	db := w.attach(h, "db", "here", "--ip", "10.96.0.77")
+	far, shut := w.attach(h, "far", "there"), w.attach(h, "shut", "closed")
+	w.serveIn(h, "web")
+	works := func(when string) {
+		t.Helper()
+		w.reaches(h, "web", db)
+		w.reaches(h, "db", web)
+		for _, e := range []cluster.Endpoint{far, shut} {
+			if err := w.ping(h, "web", addrs(e)...); err == nil {
+				t.Errorf("%s: web reaches %s, which is in another network", when, e.Name)
+			}
+		}
+		w.names(h, "db", "web", web)
+		for _, to := range []string{outside.Addr().String(), "[" + outside.Addr6().String() + "]"} {
+			if said, err := w.fetches(h, "web", to); err != nil {
+				t.Errorf("%s: web does not get out to %s: %q, %v", when, to, said, err)
+			}
+		}
+		if said, err := w.fetches(h, "shut", outside.Addr().String()); err == nil {
+			t.Errorf("%s: shut gets out of its internal network: %q", when, said)
+		}
+		w.answered(outside, "", h.Addr().String()+":8080", "web", outside.Addr().String())
+		w.answered(outside, "", "["+h.Addr6().String()+"]:8080", "web", outside.Addr6().String())
+		w.answered(h, "web", h.Addr().String()+":8080", "web", "") // hairpin
+	}
+	works("at first")
+
+	before := w.ok(h, "endpoint", "ls", "--format", "json")
+	if err := h.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.reaches(h, "web", db) // without a daemon
+	if err := h.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	w.soon(5*time.Second, "the endpoints are as before", func(ctx context.Context) error {
+		if after, err := w.Do(ctx, h, "endpoint", "ls", "--format", "json"); err != nil || after != before {
+			return fmt.Errorf("they were %s and are %s, %w", before, after, err)
+		}
+		return nil
+	})
+	works("after a restart")
+
+	w.inNetwork(h, "here", "ip link del br0")
+	w.soon(5*time.Second, "a bridge that was deleted is back", func(context.Context) error {
+		return errors.Join(w.ping(h, "web", addrs(db)...), w.ping(h, "db", addrs(web)...))
+	})
+	works("after a repair")
+
+	w.refused(h, 1, []string{"2 workloads", "detach"}, "network", "rm", "here")
+	for _, name := range []string{"web", "db", "far", "shut"} {
+		w.ok(h, "detach", name)
+	}
+	w.ok(h, "network", "rm", "here", "there", "closed")
+	if all := strings.TrimSpace(w.ok(h, "network", "ls", "-q")); all != "" {
+		t.Errorf("networks are left: %s", all)
+	}
+	w.ok(h, "init", "--advertise-addr", h.Addr().String()) // nothing is in the way now
+}
