@@ -79,13 +79,57 @@ func TestANodeAloneHasBridgeNetworks(t *testing.T) {
 	})
 	works("after a repair")
 
+	w.bare(h)
+
 	w.refused(h, 1, []string{"2 workloads", "detach"}, "network", "rm", "here")
 	for _, name := range []string{"web", "db", "far", "shut"} {
 		w.ok(h, "detach", name)
 	}
-	w.ok(h, "network", "rm", "here", "there", "closed")
+	w.ok(h, "network", "rm", "here", "there", "closed", "host", "none")
 	if all := strings.TrimSpace(w.ok(h, "network", "ls", "-q")); all != "" {
 		t.Errorf("networks are left: %s", all)
 	}
 	w.ok(h, "init", "--advertise-addr", h.Addr().String()) // nothing is in the way now
+}
+
+// bare looks at the networks host and none of a node in no cluster: the one changes nothing, the other
+// leaves a loopback alone, and neither takes ports or stands behind a service.
+func (w world) bare(h *lab.Host) {
+	w.t.Helper()
+	has := func(in ...string) string {
+		w.t.Helper()
+		out, err := h.Output(w.t.Context(), append(in, "sh", "-c", "ip -o addr; ip route; nft -s list ruleset")...)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return out
+	}
+	before := has()
+	if said := w.ok(h, "attach", "agent", "--network", "host"); strings.TrimSpace(said) != "agent on this host" {
+		w.t.Errorf("attach to host says %q", said)
+	}
+	if after := has(); after != before {
+		w.t.Errorf("network host has changed the host:\n%s\nwas:\n%s", after, before)
+	}
+	w.ok(h, "attach", "job", "--network", "none")
+	links, err := h.Output(w.t.Context(), in("job", []string{"ip", "-o", "link"})...)
+	if err != nil || strings.Count(links, "\n") > 1 || !strings.Contains(links, "lo: <LOOPBACK,UP") {
+		w.t.Errorf("in none there is %q, %v", links, err)
+	}
+	for _, network := range []string{"host", "none"} {
+		w.refused(h, 1, []string{"published"}, "attach", "other", "--network", network, "-p", "80:80")
+		w.refused(h, 1, []string{"--service"}, "attach", "other", "--network", network, "--service", "shop")
+		w.refused(h, 1, []string{"makes no interface"}, "attach", "other", "--network", network, "--ip", "10.0.0.1")
+	}
+	w.refused(h, 1, []string{"beside it"}, "attach", "job", "--network", "here")
+	w.refused(h, 1, []string{"beside it"}, "attach", "web", "--network", "host")
+	for _, e := range []string{"agent", "job"} {
+		if w.endpoint(h, e).State != "ready" {
+			w.t.Errorf("%s is not listed as ready: %+v", e, w.endpoint(h, e))
+		}
+		w.ok(h, "detach", e)
+	}
+	if after := has(); after != before {
+		w.t.Errorf("a detach from host has changed the host:\n%s\nwas:\n%s", after, before)
+	}
 }

@@ -15,6 +15,8 @@ const (
 
 	DriverOverlay = "overlay" // of a cluster
 	DriverBridge  = "bridge"  // of one node
+	DriverHost    = "host"    // the host's own namespace, as it is; of one node
+	DriverNone    = "none"    // a namespace with a loopback alone; of one node
 
 	minOverlayMTU = 1280 // RFC 8200, section 5
 	maxOverlayMTU = 65485
@@ -70,11 +72,14 @@ func (s NetworkSpec) MTU() int {
 
 // Scope is "node" for a driver whose networks are a single node's, else "cluster".
 func (s NetworkSpec) Scope() string {
-	if s.Driver == DriverBridge {
+	if s.Driver == DriverBridge || s.Bare() {
 		return "node"
 	}
 	return "cluster"
 }
+
+// Bare says whether the network gives its workloads neither interface nor address.
+func (s NetworkSpec) Bare() bool { return s.Driver == DriverHost || s.Driver == DriverNone }
 
 // Validate checks a spec before it is sent and again where it arrives. It says nothing about
 // names or subnets in use, which only who keeps the network knows: the managers, or the node.
@@ -88,8 +93,13 @@ func (s NetworkSpec) Validate() error {
 		if s.Encrypted {
 			return Errorf(Invalid, "network %q stays on its node, where nothing is to be encrypted; leave out --encrypted, or use -d overlay", s.Name)
 		}
+	case DriverHost, DriverNone:
+		if s.IPv4 || s.IPv6 || len(s.Subnets) > 0 || len(s.Options) > 0 || s.Internal || s.Encrypted {
+			return Errorf(Invalid, "driver %s gives workloads no addresses and changes nothing; network %q can have a name and labels alone", s.Driver, s.Name)
+		}
+		return validateLabels(s.Labels)
 	default:
-		return Errorf(Invalid, "network driver %q is unknown; use -d overlay or -d bridge", s.Driver)
+		return Errorf(Invalid, "network driver %q is unknown; use -d overlay, bridge, host or none", s.Driver)
 	}
 	if !s.IPv4 && !s.IPv6 {
 		return Errorf(Invalid, "network %q has neither IPv4 nor IPv6; leave out --ipv4=false or add --ipv6", s.Name)

@@ -133,7 +133,10 @@ func endpointLine(e overlay.Endpoint) string {
 			s += "  " + p.String()
 		}
 	}
-	if s += "  " + e.Interface; e.Namespace == "" {
+	if e.Interface != "" {
+		s += "  " + e.Interface
+	}
+	if e.Namespace == "" {
 		s += " on this host"
 	} else {
 		s += " in " + e.Namespace

@@ -35,8 +35,8 @@ func (c *cli) networkCreate() *cobra.Command {
 		Example: "  heddle network create blue --ipv6\n  heddle network create green --subnet 10.20.0.0/16 --gateway 10.20.0.1\n  heddle network create here -d bridge",
 	}
 	fs := cmd.Flags()
-	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`: overlay, of a cluster, or bridge, of a node in no cluster")
-	fs.StringVar(&f.scope, "scope", "", "`scope` of the driver: cluster for overlay, node for bridge")
+	fs.StringVarP(&s.Driver, "driver", "d", overlay.DriverOverlay, "driver `name`: overlay, of a cluster; bridge, host or none, of a node in no cluster")
+	fs.StringVar(&f.scope, "scope", "", "`scope` of the driver: cluster for overlay, node for the others")
 	f.addressFlags(fs)
 	fs.BoolVar(&s.Internal, "internal", false, "give workloads no route out of the network")
 	fs.BoolVar(&s.IPv4, "ipv4", true, "give it an IPv4 subnet")
@@ -79,11 +79,10 @@ func (f *createFlags) addressFlags(fs *pflag.FlagSet) {
 // fill completes the spec from the flags.
 func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 	switch {
-	case s.Driver != overlay.DriverOverlay && s.Driver != overlay.DriverBridge:
-		return fmt.Errorf("--driver %q is not in this version; use overlay or bridge", s.Driver)
 	case f.scope != "" && f.scope != s.Scope():
 		return fmt.Errorf("--scope %q is not in this version for driver %s; use %s", f.scope, s.Driver, s.Scope())
 	}
+	s.IPv4 = s.IPv4 && !s.Bare()
 	s.Labels, s.Options = toMap(f.labels), toMap(f.options)
 	if err := f.place(s); err != nil {
 		return err

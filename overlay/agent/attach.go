@@ -88,7 +88,7 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 		return overlay.AttachReply{}, err
 	}
 	reply := overlay.AttachReply{Endpoint: a.describe(at.e), Silent: silent}
-	if at.first { // later ones would tell the same
+	if at.first && !at.n.def.Bare() { // later ones would tell the same
 		reply.Warnings = a.Datapath.Obstacles(!at.n.def.Internal, a.ports(at.n.def)...)
 	}
 	return reply, nil
@@ -96,7 +96,10 @@ func (a *Agent) Attach(ctx context.Context, r overlay.AttachRequest) (overlay.At
 
 // ports are the UDP ports that frames of a network come in by.
 func (a *Agent) ports(n overlay.Network) []uint16 {
-	if !n.Encrypted {
+	switch {
+	case n.Driver != overlay.DriverOverlay:
+		return nil
+	case !n.Encrypted:
 		return []uint16{a.Facts.Facts().Params.DataPathPort}
 	}
 	says := a.Tunnels.Tunnels().Says
@@ -172,6 +175,15 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if n.def.ID == "" {
 		return attached{}, overlay.Errorf(overlay.NotFound, "network %s was removed meanwhile", r.Network)
 	}
+	var err error
+	if n.def.Bare() {
+		t, err = a.bare(n, r, t)
+	} else {
+		err = a.together(n, r.Name)
+	}
+	if err != nil {
+		return attached{}, err
+	}
 	old, err := a.standing(n, r, t)
 	if err != nil {
 		return attached{}, err
@@ -207,7 +219,7 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if e.MAC.IsZero() {
 		e.MAC = kept.MAC
 	}
-	if e.MAC.IsZero() {
+	if e.MAC.IsZero() && !n.def.Bare() {
 		e.MAC = overlay.MACFrom(random[[6]byte](a))
 	}
 	if e.IPs, err = a.addresses(n, r, kept.IPs); err != nil {
@@ -216,8 +228,10 @@ func (a *Agent) put(ctx context.Context, id overlay.NetworkID, r overlay.AttachR
 	if e.Publish, err = a.published(n, r, kept.Publish, t.bound); err != nil {
 		return attached{}, err
 	}
-	if e.IfName, err = a.ifName(r, t); err != nil {
-		return attached{}, err
+	if !n.def.Bare() {
+		if e.IfName, err = a.ifName(r, t); err != nil {
+			return attached{}, err
+		}
 	}
 	record, err := a.sign(n, e.record())
 	if err != nil {

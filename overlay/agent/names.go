@@ -25,6 +25,9 @@ const followEvery = time.Second
 func (a *Agent) nameFrom(v plan.View) {
 	in := a.names()
 	for id, n := range v.Networks {
+		if n.Bare() {
+			continue // nobody can ask in it
+		}
 		in.Networks = append(in.Networks, names.Network{Network: n, Claims: v.Remote[id], Services: v.Services[id], Partial: v.Partial[id]})
 	}
 	a.table = a.table.Next(in)

@@ -47,6 +47,19 @@ func TestBridgeWants(t *testing.T) {
 			},
 		},
 		{
+			"of none a namespace alone", func(v *View, n *overlay.Network) {
+				n.Driver, n.Subnets, v.Local[0].IPs, v.Local[0].IfName = overlay.DriverNone, nil, nil, ""
+			},
+			func(c datapath.Config) bool { return text(c) == "namespace web owner=workload/web partial=false\n" },
+		},
+		{
+			"of host nothing", func(v *View, n *overlay.Network) {
+				n.Driver, n.Subnets = overlay.DriverHost, nil
+				v.Local[0] = Endpoint{ID: web, Network: blue, Host: true}
+			},
+			func(c datapath.Config) bool { return text(c) == "\n" },
+		},
+		{
 			"pairs of uplink addresses of their own", func(v *View, n *overlay.Network) { // the IDs begin alike
 				o := *n
 				o.ID, o.Name = blue[:31]+"1", "green"

@@ -83,6 +83,9 @@ func Build(v View) datapath.Config {
 				c.Namespaces = append(c.Namespaces, datapath.Namespace{Name: e.Make, Owner: NamespaceOwner(e.Make)})
 			}
 		}
+		if n.Bare() {
+			continue
+		}
 		if n.Encrypted {
 			sealed = append(sealed, n)
 		}

@@ -37,7 +37,7 @@ func Egress() datapath.Egress {
 func inside(v View) string {
 	var links []string
 	for _, e := range v.Local {
-		if e.Host {
+		if e.Host && e.IfName != "" {
 			links = append(links, e.IfName)
 		}
 	}

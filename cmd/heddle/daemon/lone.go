@@ -148,6 +148,19 @@ func (d *Daemon) createOwn(s overlay.NetworkSpec) (overlay.NetworkRow, error) {
 	return l.networks.Create(s)
 }
 
+// predefined makes the networks host and none of a node in no cluster when somebody asks for them, as
+// Docker has them.
+func (d *Daemon) predefined(name string) error {
+	s := overlay.NetworkSpec{Name: name, Driver: name}
+	if !s.Bare() || d.current() != nil || d.wasRemoved() != nil {
+		return nil
+	}
+	if _, err := d.createOwn(s); err != nil && overlay.KindOf(err) != overlay.Exists {
+		return err
+	}
+	return nil
+}
+
 // own answers a request about networks and endpoints that needs no manager. It reports whether it is
 // one.
 func (d *Daemon) own(ctx context.Context, method, path string, body []byte) (answer any, mine bool, err error) {

@@ -27,6 +27,9 @@ func (n node) Attach(ctx context.Context, r overlay.AttachRequest) (reply overla
 	if r.Health.Kind == overlay.HealthCmd && !byRoot(ctx) {
 		return reply, overlay.Errorf(overlay.Denied, "the health command of %s would run as root: only root may name one; attach it as root, or have it probed by tcp or http", r.Name)
 	}
+	if err := n.predefined(r.Network); err != nil {
+		return reply, err
+	}
 	a, err := n.agent()
 	if err != nil {
 		return reply, err
@@ -132,7 +135,7 @@ func (n node) Here(row *overlay.NetworkRow) {
 	if err != nil {
 		return
 	}
-	if def, mtu, ok := a.Network(row.ID); ok {
+	if def, mtu, ok := a.Network(row.ID); ok && !def.Bare() {
 		row.Namespace, row.Bridge, row.MTU = def.NamespaceName(), plan.BridgeName, mtu
 		if def.Driver == overlay.DriverOverlay {
 			row.Device = plan.DeviceName
