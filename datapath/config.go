@@ -150,6 +150,7 @@ type PortFlags struct {
 	BroadcastFlood   bool
 	MulticastFlood   bool
 	NeighborSuppress bool // answer ARP and ND for what lies behind this port
+	Isolated         bool // nothing passes between this port and others that are isolated
 }
 
 // Address is an address on a link, without duplicate address detection: leases exclude

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -77,15 +78,19 @@ func TestANodeAloneHasBridgeNetworks(t *testing.T) {
 	w.soon(5*time.Second, "a bridge that was deleted is back", func(context.Context) error {
 		return errors.Join(w.ping(h, "web", addrs(db)...), w.ping(h, "db", addrs(web)...))
 	})
-	works("after a repair")
+	if said, err := w.fetches(h, "web", outside.Addr().String()); err != nil {
+		t.Errorf("after a repair web does not get out: %q, %v", said, err)
+	}
+	w.answered(outside, "", h.Addr().String()+":8080", "web", outside.Addr().String())
 
 	w.bare(h)
+	w.apart(h, outside)
 
 	w.refused(h, 1, []string{"2 workloads", "detach"}, "network", "rm", "here")
 	for _, name := range []string{"web", "db", "far", "shut"} {
 		w.ok(h, "detach", name)
 	}
-	w.ok(h, "network", "rm", "here", "there", "closed", "host", "none")
+	w.ok(h, "network", "rm", "here", "there", "closed", "host", "none", "apart")
 	if all := strings.TrimSpace(w.ok(h, "network", "ls", "-q")); all != "" {
 		t.Errorf("networks are left: %s", all)
 	}
@@ -132,4 +137,33 @@ func (w world) bare(h *lab.Host) {
 	if after := has(); after != before {
 		w.t.Errorf("a detach from host has changed the host:\n%s\nwas:\n%s", after, before)
 	}
+}
+
+// apart looks at a network whose workloads do not reach each other, also not by the gateway, and get
+// out all the same.
+func (w world) apart(h, outside *lab.Host) {
+	w.t.Helper()
+	w.refused(h, 2, []string{"mtu and icc"}, "network", "create", "apart", "-d", "bridge", "-o", "icy=false")
+	w.ok(h, "network", "create", "apart", "-d", "bridge", "-o", "com.docker.network.bridge.enable_icc=false")
+	w.ok(h, "attach", "one", "--network", "apart")
+	w.ok(h, "attach", "two", "--network", "apart")
+	two := w.endpoint(h, "two").IPv4.Addr()
+	if err := w.ping(h, "one", two); err == nil {
+		w.t.Error("one reaches two with icc=false")
+	}
+	w.ok(h, "resolve", "two", "--network", "apart")
+	gateway := two.As4()
+	gateway[3] = 1
+	via := netip.AddrFrom4(gateway).String()
+	if err := h.Run(w.t.Context(), in("one", []string{"ip", "route", "add", two.String() + "/32", "via", via})...); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.ping(h, "one", two); err == nil {
+		w.t.Error("one reaches two by the gateway with icc=false")
+	}
+	if said, err := w.fetches(h, "one", outside.Addr().String()); err != nil {
+		w.t.Errorf("one does not get out: %q, %v", said, err)
+	}
+	w.ok(h, "detach", "one")
+	w.ok(h, "detach", "two")
 }

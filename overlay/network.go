@@ -70,6 +70,35 @@ func (s NetworkSpec) MTU() int {
 	return n
 }
 
+// Mingles says whether workloads of the network reach each other: `-o icc=false` keeps those of a
+// bridge network apart.
+func (s NetworkSpec) Mingles() bool { return s.Options["icc"] != "false" }
+
+// dockerOptions are Docker's names of options.
+var dockerOptions = map[string]string{
+	"com.docker.network.driver.mtu":        "mtu",
+	"com.docker.network.bridge.enable_icc": "icc",
+}
+
+// Plain are options by heddle's own names, where they have Docker's. Of one that has both the own counts.
+func Plain(options map[string]string) map[string]string {
+	if options == nil {
+		return nil
+	}
+	out := map[string]string{}
+	for k, v := range options {
+		name, docker := dockerOptions[k]
+		if _, both := options[name]; docker && both {
+			continue
+		}
+		if !docker {
+			name = k
+		}
+		out[name] = v
+	}
+	return out
+}
+
 // Scope is "node" for a driver whose networks are a single node's, else "cluster".
 func (s NetworkSpec) Scope() string {
 	if s.Driver == DriverBridge || s.Bare() {
@@ -107,13 +136,8 @@ func (s NetworkSpec) Validate() error {
 	if err := validateLabels(s.Labels); err != nil {
 		return err
 	}
-	for k, v := range s.Options {
-		if k != "mtu" {
-			return Errorf(Invalid, "network option %q is unknown; the %s driver has mtu", k, s.Driver)
-		}
-		if n, err := strconv.Atoi(v); err != nil || n < minOverlayMTU || n > maxOverlayMTU {
-			return Errorf(Invalid, "option mtu=%q is no MTU; use %d to %d", v, minOverlayMTU, maxOverlayMTU)
-		}
+	if err := s.validateOptions(); err != nil {
+		return err
 	}
 	for i, n := range s.Subnets {
 		if err := n.validate(); err != nil {
@@ -126,6 +150,26 @@ func (s NetworkSpec) Validate() error {
 			if o.Prefix.Overlaps(n.Prefix) {
 				return Errorf(Invalid, "subnets %s and %s of network %q overlap; give it subnets that do not", o.Prefix, n.Prefix, s.Name)
 			}
+		}
+	}
+	return nil
+}
+
+func (s NetworkSpec) validateOptions() error {
+	for k, v := range s.Options {
+		switch {
+		case k == "mtu":
+			if n, err := strconv.Atoi(v); err != nil || n < minOverlayMTU || n > maxOverlayMTU {
+				return Errorf(Invalid, "option mtu=%q is no MTU; use %d to %d", v, minOverlayMTU, maxOverlayMTU)
+			}
+		case k == "icc" && s.Driver == DriverBridge:
+			if v != "true" && v != "false" {
+				return Errorf(Invalid, "option icc=%q is neither true nor false; with false, workloads of the network do not reach each other", v)
+			}
+		case s.Driver == DriverBridge:
+			return Errorf(Invalid, "network option %q is unknown; the bridge driver has mtu and icc", k)
+		default:
+			return Errorf(Invalid, "network option %q is unknown; the %s driver has mtu", k, s.Driver)
 		}
 	}
 	return nil

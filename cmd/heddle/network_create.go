@@ -42,7 +42,7 @@ func (c *cli) networkCreate() *cobra.Command {
 	fs.BoolVar(&s.IPv4, "ipv4", true, "give it an IPv4 subnet")
 	fs.BoolVar(&s.IPv6, "ipv6", false, "give it an IPv6 subnet; an IPv6 --subnet implies it")
 	repeated(fs, &f.labels, "label", "key=value", "label", parseLabel)
-	repeatedP(fs, &f.options, "opt", "o", "key=value", "driver option: mtu", parseOption)
+	repeatedP(fs, &f.options, "opt", "o", "key=value", "driver option: mtu, and of a bridge network icc=false, which keeps its workloads apart; Docker's names of them will do", parseOption)
 	fs.BoolVar(&attachable, "attachable", true, "accepted for Docker's sake; every network is attachable")
 	fs.BoolVar(&s.Encrypted, "encrypted", false, "encrypt what travels between nodes, by WireGuard")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print the ID alone, without notes on stderr")
@@ -83,7 +83,7 @@ func (f *createFlags) fill(s *overlay.NetworkSpec) error {
 		return fmt.Errorf("--scope %q is not in this version for driver %s; use %s", f.scope, s.Driver, s.Scope())
 	}
 	s.IPv4 = s.IPv4 && !s.Bare()
-	s.Labels, s.Options = toMap(f.labels), toMap(f.options)
+	s.Labels, s.Options = toMap(f.labels), overlay.Plain(toMap(f.options))
 	if err := f.place(s); err != nil {
 		return err
 	}

@@ -406,6 +406,7 @@ func writeLink(h *handle, l datapath.Link) error {
 			m.flag(unix.IFLA_BRPORT_BCAST_FLOOD, l.Port.BroadcastFlood)
 			m.flag(unix.IFLA_BRPORT_MCAST_FLOOD, l.Port.MulticastFlood)
 			m.flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, l.Port.NeighborSuppress)
+			m.flag(unix.IFLA_BRPORT_ISOLATED, l.Port.Isolated)
 		})
 	})
 	if hasIPv6() {

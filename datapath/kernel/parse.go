@@ -137,6 +137,8 @@ func portFlags(b []byte) (f datapath.PortFlags, learning bool) {
 			f.MulticastFlood = on(v) != 0
 		case unix.IFLA_BRPORT_NEIGH_SUPPRESS:
 			f.NeighborSuppress = on(v) != 0
+		case unix.IFLA_BRPORT_ISOLATED:
+			f.Isolated = on(v) != 0
 		case unix.IFLA_BRPORT_LEARNING:
 			learning = on(v) != 0
 		}

@@ -53,7 +53,7 @@ func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endp
 	owner, name := datapath.Owner(e.ID), PortName(e.ID)
 	c.Links = append(c.Links, datapath.Link{
 		NS: ns, Name: name, Owner: owner, Kind: datapath.Veth, MAC: portMAC(e), MTU: mtu,
-		Master: BridgeName, Port: datapath.PortFlags{BroadcastFlood: true, MulticastFlood: true},
+		Master: BridgeName, Port: datapath.PortFlags{BroadcastFlood: true, MulticastFlood: true, Isolated: !n.Mingles()},
 		Peer: datapath.Peer{NS: e.Namespace, Name: e.IfName, MAC: datapath.MAC(e.MAC), MTU: mtu, Owner: owner},
 	})
 	for _, ip := range e.IPs {

@@ -47,6 +47,12 @@ func TestBridgeWants(t *testing.T) {
 			},
 		},
 		{
+			"ports apart with icc=false", func(_ *View, n *overlay.Network) { n.Options = map[string]string{"icc": "false"} },
+			func(c datapath.Config) bool {
+				return !slices.ContainsFunc(c.Links, func(l datapath.Link) bool { return l.Port.Isolated != (l.Master != "") })
+			},
+		},
+		{
 			"of none a namespace alone", func(v *View, n *overlay.Network) {
 				n.Driver, n.Subnets, v.Local[0].IPs, v.Local[0].IfName = overlay.DriverNone, nil, nil, ""
 			},
