@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -163,11 +164,40 @@ func TestWatchLocal(t *testing.T) {
 	eventually(t, "facts from elsewhere again", func() bool { return w.Facts().Revision == 8 })
 }
 
-func TestFactsNeverGoBack(t *testing.T) {
-	w := &Watcher{
-		WatcherConfig: WatcherConfig{Client: NewClient("", nil, nil)}, changed: make(chan struct{}, 1),
-		facts: &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 9},
+// idle is a watcher that is not run, and has no store.
+func idle(c WatcherConfig, facts *overlay.Facts) *Watcher {
+	return &Watcher{WatcherConfig: c, changed: make(chan struct{}, 1), newer: make(chan struct{}), facts: facts}
+}
+
+// Whoever awaits facts has them as soon as they come, or ends.
+func TestFactsAreAwaited(t *testing.T) {
+	w := idle(WatcherConfig{Client: NewClient("", nil, nil)}, &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 9})
+	ctx, cancel := context.WithCancel(t.Context())
+	at := func(revision uint64) <-chan error {
+		done := make(chan error, 1)
+		go func() { done <- w.Await(ctx, func(f *overlay.Facts) bool { return f.Revision >= revision }) }()
+		return done
 	}
+	now, soon, never := at(9), at(11), at(12)
+	if err := <-now; err != nil {
+		t.Error(err)
+	}
+	for rev := uint64(10); rev <= 11; rev++ {
+		if err := w.take(overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Level: 1, Place: place, Revision: rev}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-soon; err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-never; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+func TestFactsNeverGoBack(t *testing.T) {
+	w := idle(WatcherConfig{Client: NewClient("", nil, nil)}, &overlay.Facts{V: 1, Level: 1, Place: place, Revision: 9})
 	full := func(p overlay.Place, rev uint64) overlay.Delta {
 		return overlay.Delta{V: 1, Revision: rev, Full: &overlay.Facts{V: 1, Level: 1, Place: p, Revision: rev}}
 	}
@@ -199,9 +229,7 @@ func TestARemovedNodeKeepsItsFacts(t *testing.T) {
 		V: 1, Level: 1, Place: place, Revision: 9, GossipKeys: [][]byte{{1}},
 		Nodes: map[overlay.NodeID]overlay.Node{self: {ID: self}, m: {ID: m, Role: overlay.Manager}},
 	}
-	w := &Watcher{
-		WatcherConfig: WatcherConfig{Self: self, Client: NewClient(self, nil, nil)}, changed: make(chan struct{}, 1), facts: old,
-	}
+	w := idle(WatcherConfig{Self: self, Client: NewClient(self, nil, nil)}, old)
 	err := w.take(overlay.Delta{V: 1, Revision: 10, Full: &overlay.Facts{
 		V: 1, Level: 1, Place: place, Revision: 10, Removals: map[overlay.NodeID]overlay.Signed{self: {}},
 	}})
