@@ -14,18 +14,21 @@ import (
 	"github.com/heddle-net/heddle/datapath/wireguard"
 )
 
-// wgAnswer is how long the process of a device may take for an answer.
-const wgAnswer = 5 * time.Second
+const (
+	wgIdle     = 3 * time.Second // in which the process of a device that gives no answer may do nothing at all
+	wgPatience = time.Minute     // for the answer of one that does something: others may have the processors
+)
 
 // tunnels speaks with the WireGuard devices of one namespace. It is safe for concurrent use.
 type tunnels struct {
 	client  *wgctrl.Client
 	command []string // of the processes
+	idle    time.Duration
 }
 
 // openTunnels is for the namespace ns.
 func openTunnels(ns *os.File, command []string) (*tunnels, error) {
-	t := &tunnels{command: command}
+	t := &tunnels{command: command, idle: wgIdle}
 	err := netns.Do(ns, func() (err error) {
 		t.client, err = wgctrl.New()
 		return err
@@ -63,22 +66,31 @@ func (t *tunnels) configure(name string, c wgtypes.Config) error {
 }
 
 // ask does not wait for ever for a process that hangs: it is ended, so that another takes its place.
+// One that is only slow is not: with it would go what it carries.
 func (t *tunnels) ask(name string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(wgAnswer):
+	begin, used := time.Now(), time.Duration(-1)
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(t.idle):
+		}
+		waited := time.Since(begin).Round(time.Second)
+		p, there := wireguard.Find(name)
+		if !there || !p.Ours(t.command, name) {
+			return fmt.Errorf("no answer within %v from %s", waited, p)
+		}
+		if now := p.Used(); now != used && waited < wgPatience {
+			used = now
+			continue
+		}
+		if err := p.Kill(); err != nil {
+			return err
+		}
+		return fmt.Errorf("no answer within %v from %s, which is ended now: %w", waited, p, <-done)
 	}
-	p, there := wireguard.Find(name)
-	if !there || !p.Ours(t.command, name) {
-		return fmt.Errorf("no answer within %v from %s", wgAnswer, p)
-	}
-	if err := p.Kill(); err != nil {
-		return err
-	}
-	return fmt.Errorf("no answer within %v from %s, which is ended now: %w", wgAnswer, p, <-done)
 }
 
 // tunnelsIn are those of an open namespace.

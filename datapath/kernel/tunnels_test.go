@@ -281,6 +281,34 @@ func TestProcessHangs(t *testing.T) {
 	}
 }
 
+// A process that carries packets while it owes an answer does not hang.
+func TestASlowProcessLives(t *testing.T) {
+	s := startSealed(t, underlay(t, 2))
+	n := s.nodes[0]
+	name := n.o.Tunnel(0)
+	p, there := wireguard.Find(name)
+	if !there {
+		t.Skip("this kernel has WireGuard: there is no process")
+	}
+	f, err := netns.Open(n.dir.Path(datapathtest.Tunnels.Name), 0)
+	must(t, err)
+	defer f.Close()
+	tun, err := openTunnels(f, n.cfg.WireGuard)
+	must(t, err)
+	defer tun.close()
+	tun.idle = time.Second
+	s.pass(t, 0, 1)
+	flow := s.stream(t, 0, 1, time.Millisecond)
+	before := flow.got.Load()
+	must(t, tun.ask(name, func() error {
+		becomes(t, "some seconds' traffic", func() bool { return flow.got.Load() > before+3000 })
+		return nil
+	}))
+	if again, there := wireguard.Find(name); !there || again.PID != p.PID {
+		t.Errorf("it was %s and is %s", p, again)
+	}
+}
+
 // What a host encrypts by is found out by trying, and an error says what to do.
 func TestEncryption(t *testing.T) {
 	needRoot(t)

@@ -131,6 +131,20 @@ func (p Process) Ours(command []string, name string) bool {
 
 func (p Process) String() string { return fmt.Sprintf("%s (PID %d)", strings.Join(p.args, " "), p.PID) }
 
+// Used is the processor time that the process has had, in ticks of 10 ms (proc_pid_stat(5), utime and
+// stime), or 0 where that can't be told.
+func (p Process) Used() time.Duration {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/stat")
+	_, rest, _ := strings.Cut(string(b), ") ") // the name may have spaces
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
 // End waits until the process has ended, as it does when its link or its socket is gone, and kills
 // it if it doesn't.
 func (p Process) End() error { return p.end(endTime) }
