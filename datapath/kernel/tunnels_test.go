@@ -296,7 +296,7 @@ func TestASlowProcessLives(t *testing.T) {
 	tun, err := openTunnels(f, n.cfg.WireGuard)
 	must(t, err)
 	defer tun.close()
-	tun.idle = time.Second
+	tun.idle = 500 * time.Millisecond
 	s.pass(t, 0, 1)
 	flow := s.stream(t, 0, 1, time.Millisecond)
 	before := flow.got.Load()
