@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-net/heddle/e2e/cluster"
 	"github.com/heddle-net/heddle/e2e/lab"
 )
 
@@ -81,9 +82,10 @@ type shop struct {
 }
 
 type backend struct {
-	name   string
-	host   *lab.Host
-	server *http.Server
+	name    string
+	host    *lab.Host
+	server  *http.Server
+	leaving atomic.Bool // each answer ends its connection
 }
 
 // open attaches a backend that answers with its name, and waits until the workload may be led to it.
@@ -108,7 +110,12 @@ func (b *backend) serve() error {
 	if err != nil {
 		return err
 	}
-	b.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, b.name) })}
+	b.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if b.leaving.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		_, _ = io.WriteString(w, b.name)
+	})}
 	go func() { _ = b.server.Serve(l) }() // until it is closed
 	return nil
 }
@@ -173,8 +180,8 @@ func (s *shop) rolling(ctx context.Context) error {
 	return err
 }
 
-// replaceAll takes each backend off when another has its place. Its program ends, as one does that is
-// told to, when nothing new comes to it.
+// replaceAll takes each backend off when another has its place. When nothing new comes to it its program
+// ends each connection with the next answer, which is what heddle waits for.
 func (s *shop) replaceAll(ctx context.Context) error {
 	for i, old := range s.backends {
 		one, err := s.open(ctx, fmt.Sprint("new", i), old.host)
@@ -186,7 +193,8 @@ func (s *shop) replaceAll(ctx context.Context) error {
 		var g errgroup.Group
 		g.Go(func() error { return client(old.host).detach(ctx, old.name) })
 		out := s.rules.first()
-		if err := errors.Join(out.err, old.server.Shutdown(ctx), g.Wait()); err != nil {
+		old.leaving.Store(true)
+		if err := errors.Join(out.err, g.Wait(), old.server.Close()); err != nil {
 			return err
 		}
 	}
@@ -225,8 +233,20 @@ func (s *shop) spread(context.Context) error {
 	return nil
 }
 
+// leadsTo waits until a backend answers.
+func (s *shop) leadsTo(ctx context.Context, b *backend) error {
+	c := s.customer(false)
+	return cluster.Eventually(ctx, 10*time.Second, func(context.Context) error {
+		by, err := s.ask(c)
+		if err == nil && by != b.name {
+			err = fmt.Errorf("%s answers, not %s", by, b.name)
+		}
+		return err
+	})
+}
+
 // killed ends a backend's program, which nobody tells heddle of.
-func (s *shop) killed(context.Context) error {
+func (s *shop) killed(ctx context.Context) error {
 	b := s.backends[0]
 	var samples []float64
 	for range killedTimes {
@@ -240,12 +260,11 @@ func (s *shop) killed(context.Context) error {
 			return out.err
 		}
 		samples = append(samples, ms(out.at.Sub(begin)))
-		s.rules.forget()
 		if err := b.serve(); err != nil {
 			return err
 		}
-		if back := s.rules.first(); back.err != nil {
-			return back.err
+		if err := s.leadsTo(ctx, b); err != nil {
+			return err
 		}
 	}
 	f := figure{Name: "a backend's program ends → out of rotation, with the default health check", Unit: "ms", Want: []want{atMost(most, 2000)}}
