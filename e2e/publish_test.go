@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -213,4 +214,29 @@ func TestIngress(t *testing.T) {
 		}
 		return err
 	})
+
+	w.ok(m, "network", "create", "sealed", "--encrypted", "--ipv6")
+	w.asked(m, a, b, "net")
+	w.ok(m, "service", "rm", "net/asked")
+	w.asked(m, a, b, "sealed")
+}
+
+// asked fails the test unless a backend in a network answers at a port of a node that hosts nothing, by TCP
+// and UDP, in both families.
+func (w world) asked(from, backend, at *lab.Host, network string) {
+	w.t.Helper()
+	w.ok(from, "service", "create", "-q", "asked", "--network", network, "--publish", "80:8080", "--publish", "80:8080/udp")
+	by := "far-" + network
+	w.attach(backend, by, network, "--service", "asked")
+	w.run(backend, by, probe.Args("answer", "-name", by)...)
+	for _, addr := range []netip.Addr{at.Addr(), at.Addr6()} {
+		for _, proto := range []string{"tcp", "udp"} {
+			w.soon(5*time.Second, fmt.Sprintf("%s of %s by %s", addr, network, proto), func(context.Context) error {
+				if got := w.greets(from, onHost, addr, "-n", "20", "-timeout", "500ms", "-proto", proto); got.By[by] != 20 {
+					return fmt.Errorf("it is %+v", got)
+				}
+				return nil
+			})
+		}
+	}
 }
