@@ -31,6 +31,8 @@ type Control interface {
 	// Grant leases addresses of a network, by name, ID or prefix, to this node: want more of
 	// each family, and the addresses named. It is safe to repeat.
 	Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (Grant, error)
+	// Hear waits for a moment for the facts of a network that was granted.
+	Hear(ctx context.Context, network overlay.NetworkID)
 	// Refill is Grant for the reserve: it gives nothing where few addresses are left.
 	Refill(ctx context.Context, network overlay.NetworkID) (Grant, error)
 	// Enter makes this node a participant of a network without an address.

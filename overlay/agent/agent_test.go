@@ -149,6 +149,8 @@ func (w *world) Enter(ctx context.Context, id overlay.NetworkID) (Grant, error) 
 	return w.grant(overlay.Lease{V: 1, Place: place, Network: id, Node: self, Key: nodeKey.Public().(ed25519.PublicKey), Index: uint64(w.grants)})
 }
 
+func (w *world) Hear(context.Context, overlay.NetworkID) {}
+
 func (w *world) Refill(ctx context.Context, id overlay.NetworkID) (Grant, error) {
 	return w.Grant(ctx, string(id), 0, nil)
 }

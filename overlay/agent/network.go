@@ -255,6 +255,9 @@ func (a *Agent) enter(ctx context.Context, r overlay.AttachRequest) (overlay.Net
 		if err != nil {
 			return "", err
 		}
+		if r.Service != "" || len(r.Labels) > 0 { // what it is behind says how its health is found out
+			a.Control.Hear(ctx, g.Network.ID)
+		}
 		if err := a.do(ctx, func(life context.Context) { n = a.know(g.Network, g.Leases, g.Revision); a.learn(life) }); err != nil {
 			return "", err
 		}

@@ -21,6 +21,9 @@ func (c Control) Grant(_ context.Context, ref string, want int, addrs []netip.Ad
 	return c.grow(ref, func(o Network) ([]ipam.Range, error) { return pick(o, uint64(want), addrs) })
 }
 
+// Hear implements agent.Control: all facts are here.
+func (c Control) Hear(context.Context, overlay.NetworkID) {}
+
 // Refill is a Grant for the reserve.
 func (c Control) Refill(_ context.Context, id overlay.NetworkID) (agent.Grant, error) {
 	return c.grow(string(id), func(o Network) ([]ipam.Range, error) { return pick(o, 0, nil) })

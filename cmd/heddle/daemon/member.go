@@ -388,19 +388,16 @@ type controlOf struct{ *member }
 
 func (c controlOf) Grant(ctx context.Context, network string, want int, addrs []netip.Addr) (agent.Grant, error) {
 	g, err := c.client.Grant(ctx, api.GrantRequest{Network: network, Want: want, Addrs: addrs})
-	if err == nil {
-		c.hear(ctx, g.Network.ID)
-	}
 	return agent.Grant(g), err
 }
 
 // factsTime is how long an attach waits for what the managers tell of a network besides its lease.
 const factsTime = time.Second
 
-// hear waits for the facts of a network that this node has just got a lease in: its services come
+// Hear waits for the facts of a network that this node has just got a lease in: its services come
 // with them, and what is attached before them is not known to stand behind any. An attach goes on
 // without them where the manager that grants is not the one that tells, and this one is late.
-func (c controlOf) hear(ctx context.Context, id overlay.NetworkID) {
+func (c controlOf) Hear(ctx context.Context, id overlay.NetworkID) {
 	ctx, cancel := context.WithTimeout(ctx, factsTime)
 	defer cancel()
 	err := c.watcher.Await(ctx, func(f *overlay.Facts) bool { return f.Leases[id][c.cred.Identity().Node].Body != nil })
