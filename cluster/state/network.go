@@ -39,48 +39,20 @@ func (c CreateNetwork) apply(t *tables, index uint64) (ref, error) {
 
 // complete is the command's spec with subnets and gateways filled in, checked.
 func (t *tables) complete(c CreateNetwork) (overlay.NetworkSpec, error) {
-	spec := c.Spec
-	spec.Subnets = slices.Clone(spec.Subnets)
-	has4, has6 := false, false
-	for _, s := range spec.Subnets {
-		has4 = has4 || s.Prefix.Addr().Is4()
-		has6 = has6 || s.Prefix.Addr().Is6()
+	if c.Spec.Scope() != "cluster" {
+		return c.Spec, overlay.Errorf(overlay.Invalid, "driver %s makes networks of a single node, which managers do not keep; use -d overlay", c.Spec.Driver)
 	}
-	spec.IPv6 = spec.IPv6 || has6
-	if spec.Scope() != "cluster" {
-		return spec, overlay.Errorf(overlay.Invalid, "driver %s makes networks of a single node, which managers do not keep; use -d overlay", spec.Driver)
-	}
-	if err := spec.Validate(); err != nil {
-		return spec, err
-	}
-	avoid := slices.Clone(c.Avoid)
-	for _, s := range spec.Subnets {
-		avoid = append(avoid, s.Prefix)
-	}
-	for _, f := range []struct {
-		wanted, v4 bool
-		length     int
-		name, flag string
-	}{{spec.IPv4 && !has4, true, t.Params.PoolBits4, "IPv4", "10.20.0.0/16"}, {spec.IPv6 && !has6, false, t.Params.PoolBits6, "IPv6", "fd00:20::/64"}} {
-		if !f.wanted {
-			continue
+	return ipam.Complete(c.Spec, func(v4 bool, beside []netip.Prefix) (netip.Prefix, error) {
+		length, name, example := t.Params.PoolBits4, "IPv4", "10.20.0.0/16"
+		if !v4 {
+			length, name, example = t.Params.PoolBits6, "IPv6", "fd00:20::/64"
 		}
-		p, ok := ipam.NextSubnet(t.Params.Pools, f.v4, f.length, &t.subnets, avoid)
+		p, ok := ipam.NextSubnet(t.Params.Pools, v4, length, &t.subnets, slices.Concat(beside, c.Avoid))
 		if !ok {
-			return spec, overlay.Errorf(overlay.Exhausted, "no %s subnet is free in the address pools beside what nodes route; name one with --subnet %s, or add a pool with `heddle update --default-addr-pool`", f.name, f.flag)
+			return p, overlay.Errorf(overlay.Exhausted, "no %s subnet is free in the address pools beside what nodes route; name one with --subnet %s, or add a pool with `heddle update --default-addr-pool`", name, example)
 		}
-		spec.Subnets = append(spec.Subnets, overlay.Subnet{Prefix: p})
-	}
-	for i := range spec.Subnets {
-		s := &spec.Subnets[i]
-		if !s.Gateway.IsValid() {
-			s.Gateway = ipam.Gateway(*s)
-		}
-		if !s.Gateway.IsValid() {
-			return spec, overlay.Errorf(overlay.Invalid, "subnet %s has no address left for its gateway; use fewer aux addresses", s.Prefix)
-		}
-	}
-	return spec, spec.Validate()
+		return p, nil
+	})
 }
 
 // nextVNI is the first free VNI from where the last search ended, so that one that was freed

@@ -6,6 +6,7 @@ package own
 
 import (
 	"crypto/ed25519"
+	"encoding/hex"
 	"maps"
 	"net/netip"
 	"slices"
@@ -82,10 +83,7 @@ func Open(c Config) (*Networks, error) {
 
 // Create makes a network.
 func (n *Networks) Create(spec overlay.NetworkSpec) (overlay.NetworkRow, error) {
-	if err := spec.Validate(); err != nil {
-		return overlay.NetworkRow{}, err
-	}
-	if spec.Scope() != "node" {
+	if spec.Driver == overlay.DriverOverlay {
 		return overlay.NetworkRow{}, overlay.Errorf(overlay.NotMember, "driver %s needs a cluster, and this node is in none; make one with `heddle init`, join one with `heddle join HOST --token T`, or use -d bridge", spec.Driver)
 	}
 	routes, err := n.Routes()
@@ -97,7 +95,7 @@ func (n *Networks) Create(spec overlay.NetworkSpec) (overlay.NetworkRow, error) 
 	if _, err := n.find(spec.Name); err == nil {
 		return overlay.NetworkRow{}, overlay.Errorf(overlay.Exists, "network %q is there already; choose another name, or remove it with `heddle network rm %s`", spec.Name, spec.Name)
 	}
-	if err := n.complete(&spec, routes); err != nil {
+	if spec, err = n.complete(spec, routes); err != nil {
 		return overlay.NetworkRow{}, err
 	}
 	var id [16]byte
@@ -111,61 +109,33 @@ func (n *Networks) Create(spec overlay.NetworkSpec) (overlay.NetworkRow, error) 
 	return n.row(made), nil
 }
 
-// complete gives the spec the subnets and gateways that it lacks, beside what the host routes and what
-// other networks have.
-func (n *Networks) complete(spec *overlay.NetworkSpec, avoid []netip.Prefix) error {
+// complete is the spec with subnets and gateways, beside what the host routes and what other networks
+// have.
+func (n *Networks) complete(spec overlay.NetworkSpec, routes []netip.Prefix) (overlay.NetworkSpec, error) {
 	var used ipam.Set
 	for _, o := range n.state.Networks {
 		for _, s := range o.Subnets {
 			used.Add(ipam.PrefixRange(s.Prefix))
 		}
 	}
-	has := [2]bool{}
-	for _, s := range spec.Subnets {
-		used.Add(ipam.PrefixRange(s.Prefix))
-		has[family(s.Prefix.Addr())] = true
-	}
-	for i, f := range []struct {
-		wanted bool
-		pool   netip.Prefix
-		bits   int
-		like   string
-	}{{spec.IPv4, Pool4, bits4, "10.20.0.0/16"}, {spec.IPv6, n.pool6(), bits6, "fd00:20::/64"}} {
-		if !f.wanted || has[i] {
-			continue
+	return ipam.Complete(spec, func(v4 bool, beside []netip.Prefix) (netip.Prefix, error) {
+		pool, bits, example := Pool4, bits4, "10.20.0.0/16"
+		if !v4 {
+			pool, bits, example = n.pool6(), bits6, "fd00:20::/64"
 		}
-		p, ok := ipam.NextSubnet([]netip.Prefix{f.pool}, i == 0, f.bits, &used, avoid)
+		p, ok := ipam.NextSubnet([]netip.Prefix{pool}, v4, bits, &used, slices.Concat(beside, routes))
 		if !ok {
-			return overlay.Errorf(overlay.Exhausted, "no subnet of %s is free beside what this host routes; name one with --subnet %s", f.pool, f.like)
+			return p, overlay.Errorf(overlay.Exhausted, "no subnet of %s is free beside what this host routes; name one with --subnet %s", pool, example)
 		}
-		spec.Subnets = append(spec.Subnets, overlay.Subnet{Prefix: p})
-	}
-	for i := range spec.Subnets {
-		s := &spec.Subnets[i]
-		if !s.Gateway.IsValid() {
-			s.Gateway = ipam.Gateway(*s)
-		}
-		if !s.Gateway.IsValid() {
-			return overlay.Errorf(overlay.Invalid, "subnet %s has no address left for its gateway; use fewer aux addresses", s.Prefix)
-		}
-	}
-	return spec.Validate()
+		return p, nil
+	})
 }
 
 // pool6 is the node's own ULA prefix (RFC 4193), from its ID, which is random.
 func (n *Networks) pool6() netip.Prefix {
 	b := [16]byte{0: 0xfd}
-	for i := 1; i < 6; i++ {
-		b[i] = digit(n.Self[2*i-2])<<4 | digit(n.Self[2*i-1])
-	}
+	_, _ = hex.Decode(b[1:6], []byte(n.Self[:10])) // an ID is 32 hex digits
 	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
-}
-
-func digit(c byte) byte {
-	if c >= 'a' {
-		return c - 'a' + 10
-	}
-	return c - '0'
 }
 
 func family(a netip.Addr) int {
