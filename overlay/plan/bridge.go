@@ -46,9 +46,10 @@ func gateways(n overlay.Network) string {
 	return strings.Join(all, ",")
 }
 
-// port wants one local endpoint: a veth made in place, its far end in the workload's
-// namespace, locked to its addresses. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since suppression answers only for what lies behind the
-// VXLAN device and two endpoints of one node must find each other.
+// port wants one local endpoint: a veth made in place, its far end in the workload's namespace, locked to
+// its addresses. What the bridge itself sends to it needs no resolution. Broadcast reaches it, since
+// suppression answers only for what lies behind the VXLAN device, and two endpoints of one node must find
+// each other.
 func port(c *datapath.Config, ns datapath.NS, mtu int, n overlay.Network, e Endpoint) {
 	owner, name := datapath.Owner(e.ID), PortName(e.ID)
 	c.Links = append(c.Links, datapath.Link{
