@@ -39,8 +39,10 @@ func TestANodeAloneHasBridgeNetworks(t *testing.T) {
 		w.reaches(h, "web", db)
 		w.reaches(h, "db", web)
 		for _, e := range []cluster.Endpoint{far, shut} {
-			if err := w.ping(h, "web", addrs(e)...); err == nil {
-				t.Errorf("%s: web reaches %s, which is in another network", when, e.Name)
+			for _, at := range addrs(e) {
+				if err := w.ping(h, "web", at); err == nil {
+					t.Errorf("%s: web reaches %s at %s, which is in another network", when, e.Name, at)
+				}
 			}
 		}
 		w.names(h, "db", "web", web)
@@ -117,6 +119,9 @@ func (w world) bare(h *lab.Host) {
 		w.t.Errorf("network host has changed the host:\n%s\nwas:\n%s", after, before)
 	}
 	w.ok(h, "attach", "job", "--network", "none")
+	if said := w.ok(h, "status"); !strings.Contains(said, "agent") || strings.Contains(said, "00:00:00") {
+		w.t.Errorf("status says %s", said)
+	}
 	links, err := h.Output(w.t.Context(), in("job", []string{"ip", "-o", "link"})...)
 	if err != nil || strings.Count(links, "\n") > 1 || !strings.Contains(links, "lo: <LOOPBACK,UP") {
 		w.t.Errorf("in none there is %q, %v", links, err)

@@ -60,7 +60,12 @@ var endpointColumns = []column[endpointRow]{
 	text("NETWORK", func(e endpointRow) string { return e.Network }),
 	text("IPV4", func(e endpointRow) string { return cmp.Or(e.IPv4, "-") }),
 	text("IPV6", func(e endpointRow) string { return cmp.Or(e.IPv6, "-") }),
-	text("MAC", func(e endpointRow) string { return e.MAC.String() }),
+	text("MAC", func(e endpointRow) string {
+		if e.MAC.IsZero() { // it has no interface of heddle's
+			return "-"
+		}
+		return e.MAC.String()
+	}),
 	text("STATE", func(e endpointRow) string { return string(e.State) }),
 	text("HEALTH", func(e endpointRow) string {
 		state, _ := overlay.SplitHealth(e.Health)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -24,8 +25,13 @@ func (c *cli) networkCmd() *cobra.Command {
 			text("NAME", func(r row) string { return r.Name }),
 			text("DRIVER", func(r row) string { return r.Driver }),
 			text("SCOPE", func(r row) string { return r.Scope }),
-			text("VNI", func(r row) string { return strconv.FormatUint(uint64(r.VNI), 10) }),
-			text("SUBNETS", func(r row) string { return strings.Join(subnets(r), ", ") }),
+			text("VNI", func(r row) string {
+				if r.VNI == 0 { // of a driver that has none
+					return "-"
+				}
+				return strconv.FormatUint(uint64(r.VNI), 10)
+			}),
+			text("SUBNETS", func(r row) string { return cmp.Or(strings.Join(subnets(r), ", "), "-") }),
 			text("IN USE", inUse),
 		},
 		filters: map[string]matcher[row]{
@@ -63,6 +69,9 @@ func subnets(r overlay.NetworkRow) (s []string) {
 
 // inUse shows how many addresses of the network's first family are in use, of how many.
 func inUse(r overlay.NetworkRow) string {
+	if len(r.IPAM.Config) == 0 {
+		return "-"
+	}
 	var used, all uint64
 	for _, cfg := range r.IPAM.Config {
 		if cfg.Subnet.Addr().BitLen() == r.IPAM.Config[0].Subnet.Addr().BitLen() {

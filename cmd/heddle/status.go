@@ -45,7 +45,7 @@ func (c *cli) printStatus(s overlay.Status) error {
 	if !s.Member {
 		c.printf("%s is in no cluster; `heddle init` makes one, `heddle join` brings it into one\n", s.Name)
 		c.problems(s)
-		return nil
+		return section(c, "endpoints of this node", endpointRows(s.Endpoints), endpointColumns...)
 	}
 	c.printf("node       %s (%s), %s, %s\n", s.Name, s.Node.Short(), s.Role, s.Addr)
 	c.printf("data path  %s\n", s.DataPath)
