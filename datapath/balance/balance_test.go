@@ -322,28 +322,27 @@ func TestNamespacesComeLate(t *testing.T) {
 	})
 }
 
-// A namespace that goes, and comes again at once as another, has its rules; also while the keeper of
-// the one before is busy there.
+// A namespace that goes, and comes again at once as another, has its rules: whether the keeper of the one
+// before rests, has it open still, or is writing there.
 func TestNamespacesComeAgain(t *testing.T) {
-	for _, busy := range []time.Duration{0, 20 * time.Millisecond} {
-		w := newWorld(a)
-		all := vips(5, 2)
-		bubble(t, w, func(t *testing.T, l *Loop) {
-			l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
-			if err := l.Wait(t.Context(), a); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(busy)
-			l.Set(nil)
-			time.Sleep(busy)
-			w.mu.Lock()
-			w.places[a] = &place{world: w, ns: a, inode: 7, generation: 1}
-			w.mu.Unlock()
-			l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
-			if err := l.Wait(t.Context(), a); err != nil {
-				t.Error(err)
-			}
-			w.stands(t, a, all)
+	for name, rest := range map[string]time.Duration{"rests": time.Second, "has it open": 20 * time.Millisecond, "writes": 0} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(a)
+			w.places[a].cost = 10 * time.Millisecond
+			all := vips(5, 2)
+			bubble(t, w, func(t *testing.T, l *Loop) {
+				l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
+				time.Sleep(5*time.Millisecond + rest)
+				l.Set(nil)
+				w.mu.Lock()
+				w.places[a] = &place{world: w, ns: a, inode: 7, generation: 1}
+				w.mu.Unlock()
+				l.Set([]datapath.Balancer{{NS: a, VIPs: all}})
+				if err := l.Wait(t.Context(), a); err != nil {
+					t.Error(err)
+				}
+				w.stands(t, a, all)
+			})
 		})
 	}
 }

@@ -59,7 +59,7 @@ func (k *keeper) ask(vips []*datapath.VIP, leave bool) {
 		return
 	}
 	if k.leave && !leave { // it may be another namespace by now
-		k.known = 0
+		k.known, k.look = 0, true
 	}
 	k.want, k.leave = vips, leave
 	k.asked++
